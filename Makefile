@@ -1,0 +1,60 @@
+# What a person does with this repository. Each target does its own set-up, inside .venv and .cache only.
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+RUN := .venv/bin
+READY := .venv/.adloop-ready
+
+# The tiny model is trained once and kept here, under the hash of what it was made from.
+export ADLOOP_CACHE ?= $(CURDIR)/.cache
+
+DATA ?=
+DIR ?= data
+PORT ?= 8080
+ARGS ?=
+
+.PHONY: help setup demo up replay test lint type check bench lock clean
+
+help: ## this list
+	@echo 'Adloop: ad copy that learns from its clicks.'
+	@sed -nE 's/^([a-z]+):[^#]*## (.*)$$/\1|\2/p' Makefile | awk -F'|' '{ printf "  make %-8s %s\n", $$1, $$2 }'
+	@echo 'More options for a target go into ARGS: make demo ARGS="--seed 2 --json"'
+
+setup: $(READY) ## install everything into .venv, from requirements.lock, hashes checked
+
+$(READY): requirements.lock pyproject.toml scripts/setup
+	@scripts/setup
+
+demo: $(READY) ## train or load the tiny model, serve a simulated market, end with a summary and a report
+	@exec $(RUN)/python -m simulators demo $(ARGS)
+
+up: $(READY) ## serve for real: all four roles in one process (DIR=data PORT=8080)
+	@exec $(RUN)/python -m serving --all --data '$(DIR)' --port '$(PORT)' $(ARGS)
+
+replay: $(READY) ## play real headline tests through the same parts: make replay DATA=upworthy.csv.gz
+	@test -n '$(DATA)' || { echo 'make: replay needs the file of tests: make replay DATA=PATH/upworthy.csv.gz' >&2; exit 2; }
+	@exec $(RUN)/python -m simulators replay --data '$(DATA)' $(ARGS)
+
+test: $(READY) ## every test
+	@scripts/browser
+	@exec $(RUN)/python -m pytest $(ARGS)
+
+lint: $(READY) ## ruff: rules and format
+	@$(RUN)/ruff check .
+	@$(RUN)/ruff format --check .
+
+type: $(READY) ## mypy --strict, tests included
+	@exec $(RUN)/python -m mypy --strict optimizer serving simulators tests bench
+
+check: lint type test ## lint, type and test
+
+bench: $(READY) ## measure: every script in bench/
+	@set -e; for script in bench/*.py; do echo "== $$script"; $(RUN)/python "$$script" $(ARGS); done
+
+lock: $(READY) ## pin pyproject.toml's dependencies anew (ARGS=--upgrade: to the newest) and install them
+	@$(RUN)/uv pip compile --quiet --universal --python-version 3.11 --group dev --generate-hashes --no-emit-index-url \
+	  --custom-compile-command 'make lock' --output-file requirements.lock $(ARGS) pyproject.toml
+	@scripts/setup
+
+clean: ## remove .venv, .cache and what the tools left
+	@rm -rf .venv .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist

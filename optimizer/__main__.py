@@ -1,0 +1,150 @@
+"""`python -m optimizer join | learn | pretrain`: the roles that need no HTTP.
+
+Exit status: 0 done (also after SIGTERM and Ctrl-C), 1 failed with the reason on stderr, 2 wrong usage.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import sqlite3
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from pathlib import Path
+
+from optimizer.clock import SystemClock
+from optimizer.errors import AdloopError, ConfigError
+from optimizer.maths.attribution import EXTRA_RETENTION_MS, GRACE_MS
+from optimizer.stream.joiner import Joiner
+from optimizer.stream.open import open_log, sqlite_path
+from optimizer.stream.tokens import TOKEN_KEYS_FILE, TokenKeys
+
+POLL_S = 0.2
+PROGRESS_EVERY_S = 2.0
+USAGE = "usage: python -m optimizer {join,learn,pretrain} [options]; each knows --help"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a verb; expected errors become one sentence on stderr. Returns the exit status."""
+    verb, *rest = (sys.argv[1:] if argv is None else argv) or [""]
+    try:
+        match verb:
+            case "join":
+                return main_join(rest)
+            case "learn" | "pretrain":
+                # Imported here because torch takes seconds to load, which a joiner should not have to wait for.
+                from optimizer.learning.run import main_learn, main_pretrain
+
+                return main_learn(rest) if verb == "learn" else main_pretrain(rest)
+            case "-h" | "--help":
+                print(USAGE)
+                return 0
+            case _:
+                print(USAGE, file=sys.stderr)
+                return 2
+    except KeyboardInterrupt:
+        return 0
+    except (AdloopError, OSError, sqlite3.Error) as error:
+        print(f"adloop: {error}", file=sys.stderr)
+        return 1
+
+
+def main_join(argv: Sequence[str]) -> int:
+    """`python -m optimizer join`: turn decisions and events into outcomes until a signal, or until nothing comes."""
+    options = _join_parser().parse_args(argv)
+    stopping: list[int] = []
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda received, _: stopping.append(received))
+    keys = join_keys(options, os.environ)
+    started = time.monotonic()
+    with (
+        closing(open_log(options.log)) as log,
+        Joiner(log, options.state, keys, SystemClock(), options.grace_ms, options.extra_retention_ms) as joiner,
+    ):
+        _until_stopped(joiner, stopping, options.until_idle)
+        figures: dict[str, object] = {**joiner.counts, "seconds": round(time.monotonic() - started, 3)}
+    print(json.dumps(figures) if options.json else _sentence(figures), flush=True)
+    return 0
+
+
+def join_keys(options: argparse.Namespace, environment: Mapping[str, str]) -> TokenKeys:
+    """The keys that tokens are checked with: --token-keys FILE, ADLOOP_TOKEN_KEYS, or `token_keys` in --data (without
+    that, in the folder of the embedded log). Raises ConfigError where there are none."""
+    if options.token_keys is not None:
+        return TokenKeys.load(options.token_keys)
+    text = environment.get("ADLOOP_TOKEN_KEYS")
+    if text is not None:
+        return TokenKeys.parse(text)
+    path = sqlite_path(options.log)
+    folder = options.data if options.data is not None else (None if path is None else path.parent)
+    if folder is not None and (folder / TOKEN_KEYS_FILE).exists():
+        return TokenKeys.load(folder / TOKEN_KEYS_FILE)
+    looked = "" if folder is None else f" and no {folder / TOKEN_KEYS_FILE}"
+    raise ConfigError(
+        f"ADLOOP_TOKEN_KEYS: got none{looked}, expected the keys that serving signs with; set it, or give --data DIR "
+        "or --token-keys FILE"
+    )
+
+
+def _until_stopped(joiner: Joiner, stopping: Sequence[int], until_idle_s: float | None) -> None:
+    busy = reported = time.monotonic()
+    while not stopping:
+        worked = joiner.step(timeout_s=POLL_S if until_idle_s is None else min(POLL_S, until_idle_s))
+        now = time.monotonic()
+        if worked:
+            busy = now
+        elif until_idle_s is not None and now - busy >= until_idle_s:
+            return
+        if now - reported >= PROGRESS_EVERY_S and worked:
+            reported = now
+            print(f"{_sentence(joiner.counts)}; {joiner.lag()} records behind", file=sys.stderr, flush=True)
+
+
+def _sentence(figures: Mapping[str, object]) -> str:
+    names = ("decisions", "events", "outcomes", "closed")
+    return f"{', '.join(f'{figures[name]} {name}' for name in names)}; quarantined: {figures['quarantined'] or 'none'}"
+
+
+def _join_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="optimizer join", description="Join decisions and events into outcomes. Counts are of all the state knows."
+    )
+    parser.add_argument("--log", required=True, help="sqlite:///PATH or kafka://HOST:PORT[,HOST:PORT]?prefix=adloop.")
+    parser.add_argument("--state", required=True, type=Path, help="the joiner's own folder; one joiner per folder")
+    parser.add_argument("--group", help="consumer group; the embedded log has none and ignores it")
+    parser.add_argument("--until-idle", type=_seconds, metavar="SECONDS", help="end when nothing has come for so long")
+    parser.add_argument("--data", type=Path, help=f"the folder with {TOKEN_KEYS_FILE}, as `python -m serving` makes it")
+    parser.add_argument("--token-keys", type=Path, metavar="FILE", help="a file of kid:base64,... to check tokens with")
+    parser.add_argument(
+        "--grace-ms", type=_millis, default=GRACE_MS, help="after its windows an outcome closes (%(default)s)"
+    )
+    parser.add_argument(
+        "--extra-retention-ms",
+        type=_millis,
+        default=EXTRA_RETENTION_MS,
+        help="how long after its windows a decision can still be revised (%(default)s)",
+    )
+    parser.add_argument("--json", action="store_true", help="print the figures as one JSON object")
+    return parser
+
+
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not 0 <= seconds < float("inf"):
+        raise argparse.ArgumentTypeError(f"got {text}, expected 0 or more seconds")
+    return seconds
+
+
+def _millis(text: str) -> int:
+    ms = int(text)
+    if ms < 0:
+        raise argparse.ArgumentTypeError(f"got {text}, expected 0 or more milliseconds")
+    return ms
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,38 @@
+"""Ids and hashes that several roles must compute alike: variants, campaign text, new random ids."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+
+import msgspec
+import numpy as np
+
+from optimizer.types import Campaign
+
+HASH_CHARS = 32
+
+
+def _digest(value: object) -> str:
+    """Hex of SHA-256 over canonical JSON (sorted keys, no spaces), cut to 128 bits."""
+    return hashlib.sha256(msgspec.json.encode(value, order="sorted")).hexdigest()[:HASH_CHARS]
+
+
+def variant_id(campaign_id: str, slots: Mapping[str, str]) -> str:
+    """The same campaign and the same text, slot by slot, are the same variant (contracts section 1)."""
+    return _digest([campaign_id, dict(slots)])
+
+
+def campaign_hash(campaign: Campaign) -> str:
+    """Names what a text is written for: a pool made for another hash is not shown (`Pool.campaign_hash`).
+
+    Only what a writer reads takes part. Controls, rules, holdback, reward and attribution may change without making
+    the texts stale: serving checks the rules and the controls again at each change of the campaign.
+    """
+    read = [campaign.product, campaign.audience, campaign.content_type, campaign.language, campaign.slots]
+    return _digest(msgspec.to_builtins(read))
+
+
+def new_id(rng: np.random.Generator) -> str:
+    """A fresh 128-bit id as 32 hexadecimal digits."""
+    return rng.bytes(16).hex()

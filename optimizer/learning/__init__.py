@@ -1,0 +1,1 @@
+"""Learning: the language-model policy, the critic, and the learner that updates both."""

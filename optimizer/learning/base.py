@@ -1,0 +1,222 @@
+"""The base model a data folder learns from: the tiny one made here, or any Hugging Face causal language model.
+
+No code from a model folder is ever run and no pickle opened: `trust_remote_code` is off and only safetensors are read.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import warnings
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, get_peft_model
+from safetensors import SafetensorError
+from torch import nn
+from transformers import AutoModelForCausalLM
+
+from optimizer.errors import ConfigError
+from optimizer.learning.corpus import generate_corpus
+from optimizer.learning.policy import LanguagePolicy
+from optimizer.learning.pretrain import MARKER, Line, PretrainConfig, Progress, corpus_hash, pretrain
+from optimizer.learning.prompt import Prompt, summarise
+from optimizer.learning.tokenizer import TextCodec, quiet_transformers
+from optimizer.store import PolicyStore
+from optimizer.types import Slot
+
+WHOLE_PARAMETERS = 20_000_000
+FINGERPRINT_ROWS = 1_000
+
+
+@dataclass(frozen=True)
+class BaseModel:
+    """`folder` holds the Hugging Face files; `digest` names their content (weights, configuration and tokenizer)."""
+
+    folder: Path
+    digest: str
+
+
+def cache_root() -> Path:
+    """Where models made here are kept: ADLOOP_CACHE, else the user's cache folder."""
+    named = os.environ.get("ADLOOP_CACHE")
+    if named:
+        return Path(named).absolute()
+    return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "adloop"
+
+
+def device() -> torch.device:
+    """cuda where there is one, else cpu."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def corpus_lines(seed: int, rows: int) -> Iterable[Line]:
+    """The generated ad-copy corpus as training lines."""
+    for row in generate_corpus(seed, rows):
+        text = summarise(row.content_type, row.brand, row.category, row.segment, row.price, tuple(row.facts))
+        yield Prompt(text, tuple(Slot(name) for name in row.slots)), dict(row.slots)
+
+
+def tiny_model(config: PretrainConfig, progress: Progress) -> Path:
+    """The tiny model's folder in the cache; trained on first use, once for each content of corpus and configuration."""
+    key = corpus_hash(config, corpus_lines(config.seed, FINGERPRINT_ROWS))
+    folder = cache_root() / "models" / f"tiny-{key}"
+    if (folder / MARKER).is_file():
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with (folder.parent / f".tiny-{key}.lock").open("w") as lock:
+        # Whoever comes second waits for the first one's model instead of training it again.
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / MARKER).is_file():
+            progress("writing the corpus", 0, 1)
+            pretrain(config, list(corpus_lines(config.seed, config.rows)), folder, progress)
+    return folder
+
+
+def settle_base(data: Path, model: str | None, progress: Progress, config: PretrainConfig | None = None) -> BaseModel:
+    """The base model of a data folder: chosen on first use, the same ever after.
+
+    Args:
+      data: the data folder; the choice is written to `base.json` there, the tiny model's files to `base/`.
+      model: a Hugging Face name or folder; None for the tiny model.
+    Raises:
+      ConfigError: a model that can't be had, or another one than this data folder was begun with.
+    """
+    pin = data / "base.json"
+    if pin.is_file():
+        chosen = json.loads(pin.read_text())
+        if model is not None and chosen["model"] != model:
+            raise ConfigError(
+                f"--model: got {model}, but this data folder was begun with {chosen['model'] or 'the tiny model'}; "
+                "take a new --data folder for another model"
+            )
+        model = chosen["model"]
+        folder = data / "base" if model is None else _resolve(model)
+        base = BaseModel(folder, _digest(folder))
+        if base.digest != chosen["digest"]:
+            raise ConfigError(
+                f"--model: the files in {folder.name} have changed since this data folder was begun; put them back"
+            )
+        return base
+    if model is None:
+        source = tiny_model(config or PretrainConfig(), progress)
+        temporary = data / f".base.{os.getpid()}"
+        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.copytree(source, temporary)
+        if not (data / "base").exists():
+            temporary.rename(data / "base")
+        shutil.rmtree(temporary, ignore_errors=True)
+        folder = data / "base"
+    else:
+        folder = _resolve(model)
+    base = BaseModel(folder, _digest(folder))
+    draft = pin.with_name(f".base.json.{os.getpid()}")
+    draft.write_text(json.dumps({"model": model, "digest": base.digest}))
+    draft.replace(pin)
+    return base
+
+
+def _resolve(model: str) -> Path:
+    """A local folder as it is, a hub name through the hub's cache (only the files that are read here)."""
+    folder = Path(model).expanduser()
+    if not folder.is_dir():
+        # Imported here: the hub client is needed for hub names alone.
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import (
+            HfHubHTTPError,
+            HFValidationError,
+            LocalEntryNotFoundError,
+            OfflineModeIsEnabled,
+        )
+
+        try:
+            folder = Path(snapshot_download(model, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.model"]))
+        except (HFValidationError, LocalEntryNotFoundError, HfHubHTTPError, OfflineModeIsEnabled, OSError) as error:
+            raise ConfigError(
+                f"--model: got {model!r}, expected a local model folder or a hub name that can be reached "
+                f"({type(error).__name__})"
+            ) from error
+    if not list(folder.glob("*.safetensors")):
+        raise ConfigError(
+            f"--model: {folder.name} has no .safetensors file; convert it first (pickled weights are not opened)"
+        )
+    return folder
+
+
+def _digest(folder: Path) -> str:
+    digest = hashlib.sha256()
+    for path in sorted(folder.iterdir()):
+        if path.suffix in (".safetensors", ".json", ".txt", ".model") and path.name != "README.md":
+            digest.update(path.name.encode())
+            with path.open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()[:32]
+
+
+def load_policy(base: BaseModel, store: PolicyStore | None = None, version: str | None = None) -> LanguagePolicy:
+    """The base model as a policy, with a version's weights in it if one is named.
+
+    Up to 20 million parameters everything is trained; beyond that rank-8 LoRA adapters on every linear layer. bf16 on a
+    GPU for the large ones. Raises ConfigError for a model that can't be loaded, StoreError for a refused version."""
+    where = device()
+    model = _network(base)
+    parameters = sum(p.numel() for p in model.parameters())
+    reference: nn.Module | None = None
+    if parameters <= WHOLE_PARAMETERS:
+        reference = _network(base).requires_grad_(False)
+    else:
+        model = _with_adapters(model)
+    codec = TextCodec.load(base.folder)
+    model.to(where).eval()
+    if reference is not None:
+        reference.to(where).eval()
+    policy = LanguagePolicy(model, codec, reference, where, brief=(base.folder / MARKER).is_file())
+    if version is not None and store is not None:
+        load_version(policy, base, store, version)
+    return policy
+
+
+def _network(base: BaseModel) -> nn.Module:
+    quiet_transformers()
+    dtype = torch.float32
+    try:
+        described = json.loads((base.folder / "config.json").read_text())
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"--model: {base.folder.name} has no config.json that can be read ({error})") from error
+    if "auto_map" in described:
+        raise ConfigError(
+            f"--model: {base.folder.name} needs code of its own (auto_map), which is never run; choose another model"
+        )
+    try:
+        network = AutoModelForCausalLM.from_pretrained(
+            base.folder, trust_remote_code=False, use_safetensors=True, local_files_only=True, dtype=dtype
+        )
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        raise ConfigError(
+            f"--model: {base.folder.name} is no causal language model that can be loaded ({error})"
+        ) from error
+    if device().type == "cuda" and sum(p.numel() for p in network.parameters()) > WHOLE_PARAMETERS:
+        network = network.bfloat16()
+    return network
+
+
+def _with_adapters(model: nn.Module) -> nn.Module:
+    with torch.random.fork_rng(), warnings.catch_warnings():
+        # The adapters' first values are part of the base: every process must draw the same.
+        torch.manual_seed(0)
+        config = LoraConfig(r=8, lora_alpha=16, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM")
+        # peft asks transformers for a property that the latter has renamed.
+        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`", category=FutureWarning)
+        return get_peft_model(model, config)
+
+
+def load_version(policy: LanguagePolicy, base: BaseModel, store: PolicyStore, version: str) -> None:
+    """Put a stored version's weights into a policy; on a StoreError the policy is as it was."""
+    tensors = store.policy_tensors(version, policy.trainable(), base.digest)
+    policy.put(tensors)
+    policy.version = version

@@ -1,0 +1,192 @@
+"""The replay buffer: the last revision of every outcome, aggregated by what the critic can tell apart.
+
+A *row* is a (campaign, segment, text, context): everything that determines the critic's features. Decisions that share
+a row differ only in what happened, so the critic trains on rows with bootstrap-weighted counts: exact, and cheap enough
+for full passes."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Hashable
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from optimizer.types import Outcome
+
+Floats = NDArray[np.float32]
+BOOTSTRAP_ROWS = 4096
+_EMPTY = -1
+
+
+class Totals(NamedTuple):
+    """Bootstrap-weighted sums per row, float32[R, H]: decisions `clicked`; `settled` (shown, no click, click window
+    over); the reward that decisions without a click earned all the same (`unclicked_extra`: view-through conversions,
+    ratings)."""
+
+    clicked: Floats
+    settled: Floats
+    unclicked_extra: Floats
+
+
+class OpenShown(NamedTuple):
+    """Decisions shown and not clicked whose click window is open: `row`, `age_ms`, `window_ms` int[m], `weight`
+    float32[m, H]."""
+
+    row: NDArray[np.intp]
+    age_ms: NDArray[np.int64]
+    window_ms: NDArray[np.int64]
+    weight: Floats
+
+
+class Entry(NamedTuple):
+    """One decision as the learner needs it. `extra` is the reward seen so far that is not the click's own; `pays_later`
+    says that the campaign pays for more than clicks; `counts_once` that one conversion is all that can count."""
+
+    row: int
+    pool_id: str
+    candidate: int
+    propensity: float
+    version: str
+    click: int
+    extra: float
+    converted: bool
+    impression_ts: int
+    click_ts: int
+    click_window_ms: int
+    conversion_window_ms: int
+    closed: bool
+    pays_later: bool
+    counts_once: bool
+
+
+class ReplayBuffer:
+    """Holds at most `capacity` decisions one by one; older ones stay in the totals of their rows, as they last stood.
+
+    Not thread-safe. Deterministic: bootstrap weights are a hash of the decision_id, Poisson(1) (Oza, Russell 2001)."""
+
+    def __init__(self, heads: int, capacity: int = 400_000, salt: int = 0) -> None:
+        self.heads = heads
+        self.capacity = capacity
+        self.stale_revisions = 0
+        self.entries: dict[str, Entry] = {}
+        self._revisions: dict[str, int] = {}
+        self._open: dict[str, None] = {}
+        self._rows: dict[Hashable, int] = {}
+        self._clicked = np.zeros((0, heads), np.float32)
+        self._settled = np.zeros((0, heads), np.float32)
+        self._unclicked_extra = np.zeros((0, heads), np.float32)
+        self._poisson = np.random.default_rng([salt, heads]).poisson(1.0, (BOOTSTRAP_ROWS, heads)).astype(np.float32)
+        self.last_evicted = 0
+
+    @property
+    def rows(self) -> int:
+        return len(self._rows)
+
+    def row_of(self, key: Hashable) -> int | None:
+        """The row of a key that has been met, else None."""
+        return self._rows.get(key)
+
+    def new_row(self, key: Hashable) -> int:
+        """A new row; the caller knows its features."""
+        row = self._rows[key] = len(self._rows)
+        if row >= len(self._clicked):
+            more = np.zeros((max(256, len(self._clicked)), self.heads), np.float32)
+            self._clicked = np.concatenate([self._clicked, more])
+            self._settled = np.concatenate([self._settled, more])
+            self._unclicked_extra = np.concatenate([self._unclicked_extra, more])
+        return row
+
+    def bootstrap(self, decision_id: str) -> Floats:
+        """float32[H]: how often each head's bootstrap sample holds this decision."""
+        row: Floats = self._poisson[zlib.crc32(decision_id.encode()) % BOOTSTRAP_ROWS]
+        return row
+
+    def add(self, row: int, outcome: Outcome) -> bool:
+        """Take in a revision; False where it changes nothing: an older or equal revision, or one of a decision that is
+        no longer held one by one (counted in `stale_revisions`)."""
+        decision = outcome.decision
+        name = outcome.decision_id
+        if outcome.revision <= self._revisions.get(name, 0):
+            return False
+        if outcome.revision > 1 and name not in self.entries and len(self._revisions) >= self.capacity:
+            self.stale_revisions += 1
+            return False
+        seen = outcome.components
+        entry = Entry(
+            row=row,
+            pool_id=decision.pool_id if decision.source != "control" else "",
+            candidate=decision.candidate,
+            propensity=decision.probabilities[decision.candidate] if decision.probabilities else decision.propensity,
+            version=decision.policy_version,
+            click=seen.click,
+            extra=outcome.reward - decision.reward.click * seen.click,
+            converted=seen.conversion > 0,
+            impression_ts=outcome.impression_ts,
+            click_ts=outcome.click_ts if outcome.click_ts is not None else _EMPTY,
+            click_window_ms=decision.attribution.click_window_ms,
+            conversion_window_ms=decision.attribution.conversion_window_ms,
+            closed=outcome.state == "closed",
+            pays_later=bool(decision.reward.conversion or decision.reward.value or decision.reward.rating),
+            counts_once=decision.attribution.count != "all",
+        )
+        before = self.entries.pop(name, None)
+        if before is not None:
+            self._count(name, before, -1.0)
+        self.entries[name] = entry
+        self._revisions[name] = outcome.revision
+        self._count(name, entry, 1.0)
+        if len(self.entries) > self.capacity:
+            self._evict()
+        return True
+
+    def _count(self, name: str, entry: Entry, sign: float) -> None:
+        if entry.click:
+            self._clicked[entry.row] += sign * self.bootstrap(name)
+        elif entry.closed:
+            self._settled[entry.row] += sign * self.bootstrap(name)
+        elif sign > 0:
+            self._open[name] = None
+        elif name in self._open:
+            del self._open[name]
+        else:
+            # It had been settled by age.
+            self._settled[entry.row] -= self.bootstrap(name)
+        if not entry.click and entry.extra:
+            self._unclicked_extra[entry.row] += sign * entry.extra * self.bootstrap(name)
+
+    def _evict(self) -> None:
+        """Forget the oldest decision one by one; its weight stays in its row."""
+        name = next(iter(self.entries))
+        entry = self.entries.pop(name)
+        self._revisions.pop(name, None)
+        if name in self._open:
+            del self._open[name]
+            self._settled[entry.row] += self.bootstrap(name)
+        self.last_evicted += 1
+
+    def settle(self, now_ms: int) -> OpenShown:
+        """Move what is past its click window to the settled; returns what is still open at `now_ms`."""
+        rows, ages, windows, names = [], [], [], []
+        for name in list(self._open):
+            entry = self.entries[name]
+            age = now_ms - entry.impression_ts
+            if age > entry.click_window_ms:
+                del self._open[name]
+                self._settled[entry.row] += self.bootstrap(name)
+            else:
+                rows.append(entry.row)
+                ages.append(max(0, age))
+                windows.append(entry.click_window_ms)
+                names.append(zlib.crc32(name.encode()) % BOOTSTRAP_ROWS)
+        return OpenShown(
+            np.array(rows, np.intp),
+            np.array(ages, np.int64),
+            np.array(windows, np.int64),
+            self._poisson[np.array(names, np.intp)].reshape(-1, self.heads),
+        )
+
+    def totals(self) -> Totals:
+        count = len(self._rows)
+        return Totals(self._clicked[:count], self._settled[:count], self._unclicked_extra[:count])

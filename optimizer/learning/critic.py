@@ -1,0 +1,314 @@
+"""The critic Q(x, a): what a text will earn when it is shown, by temporal difference over the life of an impression.
+
+    shown --p--> clicked --> converted, rated, ...          Q = p (w_click + V_clicked) + (1 - p) V_unclicked
+
+Three outputs of bootstrapped heads (heads.py): p is logistic, the two values are linear. A decision whose window is
+still open is not a zero: its target bootstraps from the target network, a copy of the heads that follows at intervals
+(DQN: Mnih et al. 2015): shown and not clicked at age t counts p (1 - F) / (1 - p F) of a click, clicked and not
+converted at age t keeps what is still to come of V_clicked. F, the share that has arrived by age t, is learnt from what
+has arrived (maths/delay.py). As windows close, the targets become what happened: late conversions and refunds revise
+them.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import sparse
+from scipy.special import expit, logit
+
+from optimizer.learning.buffer import Entry, ReplayBuffer
+from optimizer.learning.features import (
+    PRIOR_SCALE,
+    Family,
+    FeatureSet,
+    context_features,
+    context_names,
+    take_apart,
+    text_features,
+)
+from optimizer.learning.heads import Heads
+from optimizer.learning.view import CriticView, OutputView
+from optimizer.maths.delay import age_edges, arrival_distribution, still_to_come
+from optimizer.types import Campaign, Outcome
+
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class CriticConfig:
+    """`steps`: passes per increment. `rows_per_pass`: rows sampled for a pass where there are more. `target_every`:
+    increments between copies of the heads into the target network. `first_rate`: click rate expected before any
+    data. `spread`: by how much serving's heads differ from their mean, as a share of what they were trained to; below
+    1 it explores less than Thompson sampling would (posterior reshaping: Chapelle, Li 2011, section 2)."""
+
+    heads: int = 24
+    steps: int = 12
+    learning_rate: float = 0.08
+    rows_per_pass: int = 6_000
+    target_every: int = 4
+    first_rate: float = 0.02
+    spread: float = 1.0
+    age_classes: int = 12
+    delays_kept: int = 4_000
+    seed: int = 0
+
+
+class Critic:
+    """Replay buffer, heads and target network; `fit` is one increment. Not thread-safe; deterministic."""
+
+    def __init__(self, config: CriticConfig) -> None:
+        self.config = config
+        self.buffer = ReplayBuffer(config.heads, salt=config.seed)
+        learnt = np.ones(len(PRIOR_SCALE), bool)
+        learnt[Family.INTERCEPT] = False
+        self._outputs = {
+            name: Heads(
+                config.heads, PRIOR_SCALE, learnt, salt=config.seed * 8 + at, learning_rate=config.learning_rate
+            )
+            for at, name in enumerate(("click", "clicked", "unclicked"))
+        }
+        self._columns: dict[int, int] = {}
+        self._indices = np.zeros(1024, np.int64)
+        self._indptr: list[int] = [0]
+        self._target: dict[str, Floats] = {}
+        self._increments = 0
+        self._now_ms = 0
+        self._delays: dict[tuple[str, int], deque[tuple[int, int]]] = {}
+        self._unit = 1.0
+        self._value_mean = 0.0
+        self._converting = 0.5
+        self._offset = float(logit(config.first_rate))
+        self._rng = np.random.default_rng([config.seed, 7])
+
+    # -- what is known -------------------------------------------------------------------------------------------------
+
+    def add(self, outcome: Outcome, campaign: Campaign, slots: Mapping[str, str]) -> bool:
+        """Take in an outcome's revision; False where it was known. `slots` is the text that was shown."""
+        decision = outcome.decision
+        segment = str(decision.context.get("segment", campaign.segments[0]))
+        names = context_names(decision.context)
+        key = (decision.tenant, decision.campaign_id, segment, decision.variant_id, names)
+        row = self.buffer.row_of(key)
+        if row is None:
+            row = self.buffer.new_row(key)
+            parts = take_apart(campaign, decision.variant_id, slots)
+            self._write_row(text_features(campaign, segment, parts), context_features(names, parts))
+        before = self.buffer.entries.get(outcome.decision_id)
+        if not self.buffer.add(row, outcome):
+            return False
+        self._now_ms = max(self._now_ms, outcome.as_of)
+        after = self.buffer.entries.get(outcome.decision_id)
+        if after is not None:
+            self._note_delays(before, after, outcome)
+        return True
+
+    def _write_row(self, *sets: FeatureSet) -> None:
+        ids = np.concatenate([features.ids for features in sets])
+        families = np.concatenate([features.families for features in sets])
+        new_ids, new_families = [], []
+        columns = np.empty(len(ids), np.int64)
+        for at, (name, family) in enumerate(zip(ids.tolist(), families.tolist(), strict=True)):
+            column = self._columns.get(name)
+            if column is None:
+                column = self._columns[name] = len(self._columns)
+                new_ids.append(name)
+                new_families.append(family)
+            columns[at] = column
+        if new_ids:
+            for heads in self._outputs.values():
+                heads.grow(np.array(new_ids, np.uint64), np.array(new_families, np.uint8))
+        start, end = self._indptr[-1], self._indptr[-1] + len(columns)
+        while end > len(self._indices):
+            self._indices = np.concatenate([self._indices, np.zeros_like(self._indices)])
+        self._indices[start:end] = columns
+        self._indptr.append(end)
+
+    def _note_delays(self, before: Entry | None, after: Entry, outcome: Outcome) -> None:
+        """Arrivals by the log's event time: what matters is when a click could be known, not when it says it was."""
+        attribution = outcome.decision.attribution
+        if after.click and not (before and before.click):
+            delay = min(max(0, outcome.as_of - after.impression_ts), attribution.click_window_ms)
+            self._delay_log("click", attribution.click_window_ms).append((delay, after.impression_ts))
+        if after.converted and not (before and before.converted) and after.click:
+            delay = min(max(0, outcome.as_of - after.click_ts), attribution.conversion_window_ms)
+            self._delay_log("conversion", attribution.conversion_window_ms).append((delay, after.click_ts))
+
+    def _delay_log(self, kind: str, window_ms: int) -> deque[tuple[int, int]]:
+        return self._delays.setdefault((kind, window_ms), deque(maxlen=self.config.delays_kept))
+
+    def _arrived(self, kind: str, window_ms: int, ages: NDArray[np.int64]) -> NDArray[np.float64]:
+        """F at each age, float64[m]."""
+        edges = age_edges(window_ms, self.config.age_classes)
+        log = np.array(self._delay_log(kind, window_ms), np.int64).reshape(-1, 2)
+        last = self.config.age_classes - 1
+        delays = np.minimum(np.searchsorted(edges, log[:, 0]), last)
+        watched = np.minimum(np.searchsorted(edges, self._now_ms - log[:, 1]), last)
+        share = arrival_distribution(delays, np.maximum(delays, watched), len(edges))
+        # Within a class arrivals are taken to come evenly.
+        grown = np.interp(ages, np.concatenate([[0.0], edges]), np.concatenate([[0.0], share]))
+        return np.asarray(grown, np.float64)
+
+    # -- learning ------------------------------------------------------------------------------------------------------
+
+    def fit(self) -> float:
+        """One increment: `steps` passes over the replay buffer. Returns the click heads' last gradient norm."""
+        count = self.buffer.rows
+        if count == 0:
+            return 0.0
+        if self._increments % self.config.target_every == 0:
+            self._target = {name: heads.weights() for name, heads in self._outputs.items()}
+        self._increments += 1
+        x = self._matrix(np.arange(count))
+        open_ = self.buffer.settle(self._now_ms)
+        totals = self.buffer.totals()
+        mass, total = totals.clicked + totals.settled, totals.clicked.copy()
+        if len(open_.row):
+            target = expit(self._predict_target("click", x) + self._offset)
+            arrived = np.zeros(len(open_.row))
+            for window in np.unique(open_.window_ms):
+                at = open_.window_ms == window
+                arrived[at] = self._arrived("click", int(window), open_.age_ms[at])
+            later = still_to_come(target[open_.row], arrived[:, None]).astype(np.float32)
+            np.add.at(mass, open_.row, open_.weight)
+            np.add.at(total, open_.row, open_.weight * later)
+        chosen = self._rows_of_pass(count)
+        click = self._outputs["click"]
+        part = x[chosen] if len(chosen) < count else x
+        share = np.float32(count / len(chosen))
+        norm = click.fit(part, mass[chosen] * share, total[chosen] * share, "logistic", self.config.steps, self._offset)
+        rate = expit(x @ click.weights() + self._offset)
+        click.learn_scales(x, np.asarray((mass * rate * (1 - rate)).mean(axis=1), np.float64))
+        self._fit_values(x, mass - totals.clicked, totals.unclicked_extra)
+        return norm
+
+    def feedback(
+        self, decision_ids: list[str], q: NDArray[np.float64], campaign: Campaign
+    ) -> tuple[NDArray[np.intp], NDArray[np.float64], NDArray[np.float64]]:
+        """(shown int[D], rewards float64[D], selection float64[D]) of a pool's decisions that are held.
+
+        A reward is what has been seen plus what is still expected while a window is open: of a decision without a click
+        q (1 - F) / (1 - p F), by the click's arrival distribution; of a click the part of V_clicked still to come.
+        `q`: float64[n], the pool's values."""
+        entries = [entry for name in decision_ids if (entry := self.buffer.entries.get(name)) is not None]
+        shown = np.array([entry.candidate for entry in entries], np.intp)
+        selection = np.array([entry.propensity for entry in entries])
+        rewards = np.array([campaign.reward.click * entry.click + entry.extra for entry in entries])
+        window = campaign.attribution.click_window_ms
+        ages = np.array([self._now_ms - entry.impression_ts for entry in entries], np.int64)
+        waiting = np.array([not entry.click and not entry.closed for entry in entries], bool) & (ages <= window)
+        if waiting.any():
+            arrived = self._arrived("click", window, np.maximum(ages[waiting], 0))
+            x = self._matrix(np.array([entry.row for entry in entries], np.intp)[waiting])
+            p = expit(x @ self._outputs["click"].weights() + self._offset).mean(axis=1, dtype=np.float64)
+            rewards[waiting] += q[shown[waiting]] * still_to_come(p, arrived) / np.maximum(p, 1e-12)
+        clicked = [at for at, entry in enumerate(entries) if entry.click and entry.pays_later]
+        if clicked and self._outputs["clicked"].trained:
+            known = [entries[at] for at in clicked]
+            x = self._matrix(np.array([entry.row for entry in known], np.intp))
+            worth = x @ self._outputs["clicked"].weights() * self._unit + self._value_mean
+            done, arrived = self._conversions_arrived(known)
+            rewards[clicked] += self._kept(done, arrived) * np.maximum(worth, 0.0).mean(axis=1, dtype=np.float64)
+        return shown, rewards, selection
+
+    def _rows_of_pass(self, count: int) -> NDArray[np.intp]:
+        limit = self.config.rows_per_pass
+        if count <= limit:
+            return np.arange(count)
+        # The newest rows are always there; the others take turns.
+        newest = np.arange(count - limit // 4, count)
+        others = self._rng.choice(count - limit // 4, limit - limit // 4, replace=False)
+        return np.concatenate([np.sort(others), newest])
+
+    def _predict_target(self, name: str, x: sparse.csr_matrix) -> Floats:
+        """The target network's predictions, [R, H]; features that it has not met count 0."""
+        weights = self._target[name]
+        missing = len(self._columns) - len(weights)
+        if missing:
+            weights = np.concatenate([weights, np.zeros((missing, weights.shape[1]), np.float32)])
+        return np.asarray(x @ weights, np.float32)
+
+    def _fit_values(self, x: sparse.csr_matrix, unclicked: Floats, unclicked_extra: Floats) -> None:
+        """`unclicked` float32[R, H]: bootstrap weight of what was not clicked, `unclicked_extra` what that earned."""
+        clicked = [(name, entry) for name, entry in self.buffer.entries.items() if entry.click and entry.pays_later]
+        if clicked:
+            self._fit_clicked(x, clicked)
+        if np.any(unclicked_extra):
+            unit = self._unit
+            self._outputs["unclicked"].fit(
+                x, unclicked, unclicked_extra / np.float32(unit), "identity", self.config.steps, 0.0
+            )
+
+    def _fit_clicked(self, x: sparse.csr_matrix, clicked: list[tuple[str, Entry]]) -> None:
+        rows = np.array([entry.row for _, entry in clicked], np.intp)
+        extra = np.array([entry.extra for _, entry in clicked])
+        done, arrived = self._conversions_arrived([entry for _, entry in clicked])
+        converted = np.array([entry.converted for _, entry in clicked])
+        self._converting = min(0.95, float((converted.sum() + 0.5) / (np.sum(np.where(done, 1.0, arrived)) + 5.0)))
+        self._unit = max(1e-6, float(np.sqrt(np.mean(np.square(extra)))) or 1.0)
+        expected = self._predict_target("clicked", x)[rows] * self._unit + self._value_mean
+        target = extra[:, None] + self._kept(done, arrived)[:, None] * np.maximum(expected, 0.0)
+        weight = np.array([self.buffer.bootstrap(name) for name, _ in clicked])
+        self._value_mean = float(target.mean())
+        mass = np.zeros((self.buffer.rows, self.config.heads), np.float32)
+        total = np.zeros_like(mass)
+        np.add.at(mass, rows, weight)
+        np.add.at(total, rows, weight * ((target - self._value_mean) / self._unit).astype(np.float32))
+        self._outputs["clicked"].fit(x, mass, total, "identity", self.config.steps, 0.0)
+        self._outputs["clicked"].learn_scales(x, np.asarray(mass.mean(axis=1), np.float64))
+
+    def _conversions_arrived(self, clicked: list[Entry]) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
+        """(done bool[m], F float64[m]): which clicks can bring no more; the share of conversions come by their age."""
+        done = np.array([entry.closed or (entry.converted and entry.counts_once) for entry in clicked], bool)
+        ages = np.maximum(self._now_ms - np.array([entry.click_ts for entry in clicked], np.int64), 0)
+        windows = np.array([entry.conversion_window_ms for entry in clicked])
+        arrived = np.ones(len(clicked))
+        for window in np.unique(windows[~done]):
+            at = ~done & (windows == window)
+            arrived[at] = self._arrived("conversion", int(window), ages[at])
+        return done, arrived
+
+    def _kept(self, done: NDArray[np.bool_], arrived: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The part of V_clicked that is still to come: E[value | not yet] / E[value] is the same ratio as for the
+        probability of converting at all."""
+        share = self._converting
+        return np.where(done, 0.0, still_to_come(np.full(len(arrived), share), arrived) / share)
+
+    def _matrix(self, rows: NDArray[np.intp]) -> sparse.csr_matrix:
+        """csr[len(rows), F] of 0 and 1: the features of these rows."""
+        ends = np.array(self._indptr, np.int64)
+        starts, lengths = ends[rows], ends[rows + 1] - ends[rows]
+        indptr = np.concatenate([[0], np.cumsum(lengths)])
+        # The places of each row's features, one row after the other.
+        places = np.arange(indptr[-1]) + np.repeat(starts - indptr[:-1], lengths)
+        data = np.ones(len(places), np.float32)
+        return sparse.csr_matrix((data, self._indices[places], indptr), shape=(len(rows), len(self._columns)))
+
+    # -- what others see -----------------------------------------------------------------------------------------------
+
+    def view(self) -> CriticView:
+        """An immutable snapshot for serving."""
+        ids = np.fromiter(self._columns, np.uint64, len(self._columns))
+        order = np.argsort(ids)
+        outputs = {}
+        for name, heads in self._outputs.items():
+            # A value output that was never trained would only add its prior's noise.
+            if name == "click" or heads.trained:
+                unit = np.float32(1.0 if name == "click" else self._unit)
+                offset = {"click": self._offset, "clicked": self._value_mean, "unclicked": 0.0}[name]
+                weights = _narrowed(heads.weights()[order], self.config.spread)
+                scale = heads.scale * np.float32(self.config.spread)
+                outputs[name] = OutputView(weights * unit, scale * unit, heads.salt, offset)
+        return CriticView(ids[order], outputs)
+
+
+def _narrowed(weights: Floats, spread: float) -> Floats:
+    """float32[F, H]: each feature's weights drawn towards their mean over the heads."""
+    if spread == 1.0:
+        return weights
+    mean = weights.mean(axis=1, keepdims=True)
+    return np.asarray(mean + np.float32(spread) * (weights - mean), np.float32)

@@ -1,0 +1,147 @@
+"""Bootstrapped linear heads over hashed features: H approximate draws from a posterior, trained by replay.
+
+Head h minimises  sum_rows loss(row; w_h) with its own bootstrap weights + sum_f (w_hf - sigma z_hf)^2 / (2 sigma^2)
+with z_h drawn once: bootstrapped heads (Osband et al. 2016, arXiv 1602.04621) with randomised priors (Osband,
+Aslanides, Cassirer 2018, arXiv 1806.03335, lemma 3: exact posterior draws in the linear-Gaussian case). sigma is one
+number per feature family, learnt from the data by MacKay's evidence update (MacKay 1992, Neural Computation 4, 4.8).
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import sparse
+from scipy.special import expit
+
+Floats = NDArray[np.float32]
+PRIOR_ROWS = 4096
+
+
+class HeadState(NamedTuple):
+    """What a snapshot holds: `u` float32[F, H] in units of the prior scale, `scale` float32[families]."""
+
+    u: Floats
+    scale: Floats
+
+
+def prior_draws(ids: NDArray[np.uint64], heads: int, salt: int) -> Floats:
+    """z for features by id, float32[f, H]: the same for every process that knows the salt. Standard normal, in
+    antithetic pairs of heads, so that before any data the heads' mean is zero."""
+    return _prior_table(heads, salt)[(ids % np.uint64(PRIOR_ROWS)).astype(np.intp)]
+
+
+@lru_cache(maxsize=16)
+def _prior_table(heads: int, salt: int) -> Floats:
+    half = (heads + 1) // 2
+    table = np.random.default_rng([salt, half]).standard_normal((PRIOR_ROWS, half)).astype(np.float32)
+    return np.concatenate([table, -table], axis=1)[:, :heads]
+
+
+class Heads:
+    """One output of the critic: H linear models over a growing set of features."""
+
+    def __init__(
+        self, heads: int, scale: NDArray[np.float64], learnt: NDArray[np.bool_], salt: int, learning_rate: float = 0.08
+    ) -> None:
+        """`scale`: prior standard deviation per family; `learnt`: which of them the data may move."""
+        self.heads = heads
+        self.salt = salt
+        self.scale = scale.astype(np.float32)
+        self._first_scale = self.scale.copy()
+        self._learnt = learnt
+        self._rate = learning_rate
+        self._steps = 0
+        self.families = np.zeros(0, np.uint8)
+        self.u = np.zeros((0, heads), np.float32)
+        self._z = np.zeros((0, heads), np.float32)
+        self._m = np.zeros((0, heads), np.float32)
+        self._v = np.zeros((0, heads), np.float32)
+
+    def grow(self, ids: NDArray[np.uint64], families: NDArray[np.uint8]) -> None:
+        """Meet new features: each starts at its prior draw."""
+        z = prior_draws(ids, self.heads, self.salt)
+        empty = np.zeros_like(z)
+        self.families = np.concatenate([self.families, families])
+        self.u = np.concatenate([self.u, z])
+        self._z = np.concatenate([self._z, z])
+        self._m = np.concatenate([self._m, empty])
+        self._v = np.concatenate([self._v, empty])
+
+    @property
+    def trained(self) -> bool:
+        return self._steps > 0
+
+    def weights(self) -> Floats:
+        """float32[F, H] in the output's own units."""
+        return self.u * self.scale[self.families][:, None]
+
+    def fit(
+        self,
+        x: sparse.csr_matrix,
+        mass: Floats,
+        total: Floats,
+        link: Literal["logistic", "identity"],
+        steps: int,
+        offset: float,
+        noise: float = 1.0,
+    ) -> float:
+        """`steps` full passes of Adam over aggregated rows; returns the last mean gradient norm per head.
+
+        Args:
+          x: csr[R, F] of 0 and 1, rows as first met.
+          mass: float[R, H], each head's bootstrap weight of the row.
+          total: float[R, H], sum of weight x target.
+          offset: added to every prediction (log-odds or units).
+          noise: variance of a target under the identity link.
+        """
+        transposed = x.T.tocsr()
+        sigma = self.scale[self.families][:, None]
+        norm = 0.0
+        for _ in range(steps):
+            predicted = x @ (self.u * sigma) + np.float32(offset)
+            if link == "logistic":
+                predicted = expit(predicted)
+            gradient = (transposed @ (mass * predicted - total)) * sigma / np.float32(noise) + (self.u - self._z)
+            norm = float(np.sqrt(np.mean(np.square(gradient))))
+            self._adam(gradient)
+        return norm
+
+    def _adam(self, gradient: Floats) -> None:
+        """Kingma, Ba 2015 (arXiv 1412.6980, algorithm 1) with fast second moments: the objective moves with the
+        data."""
+        self._steps += 1
+        first, second = 0.8, 0.95
+        self._m += (1 - first) * (gradient - self._m)
+        self._v += (1 - second) * (np.square(gradient) - self._v)
+        corrected_m = self._m / (1 - first**self._steps)
+        corrected_v = self._v / (1 - second**self._steps)
+        self.u -= self._rate * corrected_m / (np.sqrt(corrected_v) + 0.1)
+
+    def learn_scales(self, x: sparse.csr_matrix, information: NDArray[np.float64], pseudo: float = 20.0) -> None:
+        """One evidence update of each learnt family's scale.
+
+        Args:
+          x: csr[R, F].
+          information: float[R], each row's Fisher information about its prediction (n p (1 - p) for the logistic link).
+          pseudo: features' worth of belief in the first scale.
+        """
+        per_feature = np.asarray(x.T @ information).ravel() * np.square(self.scale[self.families])
+        determined = per_feature / (1.0 + per_feature)
+        mean_square = np.square(self.weights().mean(axis=1, dtype=np.float64))
+        count = len(self.scale)
+        gamma = np.bincount(self.families, weights=determined, minlength=count)
+        energy = np.bincount(self.families, weights=mean_square, minlength=count)
+        prior = np.square(self._first_scale.astype(np.float64))
+        wanted = np.sqrt((energy + pseudo * prior) / (gamma + pseudo))
+        wanted = np.clip(wanted, self._first_scale / 10, self._first_scale * 5)
+        # Weights keep their values where the scale moves: u = w / sigma.
+        moved = np.where(self._learnt, 0.7 * self.scale + 0.3 * wanted, self.scale).astype(np.float32)
+        ratio = (self.scale / moved)[self.families][:, None]
+        self.u *= ratio
+        self.scale = moved
+
+    def state(self) -> HeadState:
+        return HeadState(self.u.copy(), self.scale.copy())

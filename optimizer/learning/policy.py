@@ -1,0 +1,386 @@
+"""The language-model policy pi_theta(a | x): sampling with exact log-probabilities, and their differentiable
+recomputation.
+
+Works with any Hugging Face causal language model. The tiny model trains whole; a larger one trains LoRA adapters (Hu et
+al. 2021, arXiv 2106.09685) through peft. The reference model is the same network with its first weights (or its
+adapters off)."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache
+
+from optimizer.learning.prompt import Prompt
+from optimizer.learning.tokenizer import TextCodec
+from optimizer.maths.decoding import decoding_log_probs
+from optimizer.types import Decode
+
+MAX_SLOT_TOKENS = 96
+LEAST_SLOT_TOKENS = 8
+
+
+class Sample(NamedTuple):
+    """One sampled text. `token_ids` and `log_probs` hold one tuple a slot, sampled tokens only; `finished` is False
+    where a slot ran into its token limit; `embedding` is base64 of float16[d], the mean hidden state of the sampled
+    tokens."""
+
+    slots: dict[str, str]
+    token_ids: tuple[tuple[int, ...], ...]
+    log_probs: tuple[tuple[float, ...], ...]
+    finished: bool
+    embedding: str
+
+
+class Scored(NamedTuple):
+    """What `LanguagePolicy.score` gives for a batch of B sequences: `log_prob` [B] under the decoding distribution,
+    `kl` [B] to the reference summed over the sampled positions, `entropy` [B] mean per token; the first two are
+    differentiable. `anchor`: the reference's log-probabilities by position, for scoring the same sequences again."""
+
+    log_prob: Tensor
+    kl: Tensor
+    entropy: Tensor
+    anchor: Tensor
+
+
+class Cancelled(Exception):
+    """The caller of a long sampling no longer wants it."""
+
+
+class LanguagePolicy:
+    """A causal language model as a policy over slot texts. Not thread-safe."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        codec: TextCodec,
+        reference: nn.Module | None,
+        device: torch.device,
+        version: str = "",
+        brief: bool = False,
+    ) -> None:
+        """`reference` None means: the adapters of `model` switched off. `brief`: the model was trained on brief
+        prompts."""
+        self._brief = brief
+        self.model = model
+        self.codec = codec
+        self.device = device
+        self.version = version
+        self._reference = reference
+        # Any: what Hugging Face's and peft's wrappers forward at run time, torch's types do not say.
+        config: Any = model.config
+        self._config = config
+        self.vocab_size = int(config.vocab_size)
+        positions: Any = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", 1024)
+        self.positions = int(positions)
+        self._ends = codec.line_enders(self.vocab_size).to(device)
+        self._barred = codec.forbidden(self.vocab_size).to(device)
+
+    @property
+    def max_prompt_tokens(self) -> int:
+        """Half of the model's context: the other half is for what it writes."""
+        return min(self.positions // 2, 1024)
+
+    def trainable(self) -> dict[str, Tensor]:
+        """The parameters that learning moves, by name: what a policy version consists of."""
+        return {name: value for name, value in self.model.named_parameters() if value.requires_grad}
+
+    @torch.no_grad()
+    def put(self, tensors: Mapping[str, Tensor]) -> None:
+        """Overwrite the trainable parameters; names and shapes must be those of `trainable()`."""
+        for name, value in self.trainable().items():
+            value.copy_(tensors[name])
+
+    def prompt_ids(self, prompt: Prompt) -> list[int]:
+        return self.codec.encode(self._line(prompt))
+
+    def _line(self, prompt: Prompt) -> str:
+        return (self._brief and prompt.brief) or prompt.text
+
+    def slot_tokens(self, prompt: Prompt) -> list[int]:
+        """The most tokens that each slot may take: about a token per two characters, within what the context leaves."""
+        heads = sum(len(self.codec.encode(f"{slot.name}:")) for slot in prompt.slots)
+        room = (self.positions - self.max_prompt_tokens - heads) // len(prompt.slots)
+        if room < LEAST_SLOT_TOKENS:
+            raise ValueError(f"{len(prompt.slots)} slots leave {room} tokens each in a context of {self.positions}")
+        return [min(slot.max_chars // 2 + 8, MAX_SLOT_TOKENS, room) for slot in prompt.slots]
+
+    def fits(self, prompt: Prompt) -> bool:
+        """Whether the prompt, its slots' names and some text for each slot have room in the model's context."""
+        return fits_in(self.codec, prompt, self.max_prompt_tokens)
+
+    @torch.inference_mode()
+    def sample(
+        self,
+        prompts: Sequence[Prompt],
+        n: int,
+        decode: Decode,
+        generator: torch.Generator,
+        cancelled: Callable[[], bool] = lambda: False,
+    ) -> list[list[Sample]]:
+        """n samples for each prompt (all with the same slots). Raises Cancelled as soon as `cancelled()` is true."""
+        self.model.eval()
+        limits = self.slot_tokens(prompts[0])
+        rows = [self.prompt_ids(prompt) for prompt in prompts for _ in range(n)]
+        ids: list[list[list[int]]] = [[] for _ in rows]
+        log_probs: list[list[list[float]]] = [[] for _ in rows]
+        sums: Tensor | None = None
+        for slot, limit in zip(prompts[0].slots, limits, strict=True):
+            head = self.codec.encode(f"{slot.name}:")
+            rows = [row + head for row in rows]
+            repeat = n if not ids[0] else 1
+            written = self._write_line(rows, repeat, limit, decode, generator, cancelled)
+            sums = written.hidden if sums is None else sums + written.hidden
+            for at, (tokens, logs) in enumerate(zip(written.tokens, written.log_probs, strict=True)):
+                ids[at].append(tokens)
+                log_probs[at].append(logs)
+                rows[at] = rows[at] + tokens
+        assert sums is not None
+        samples = [self._sample(prompts[at // n], ids[at], log_probs[at], sums[at]) for at in range(len(rows))]
+        return [samples[start : start + n] for start in range(0, len(samples), n)]
+
+    def _sample(self, prompt: Prompt, ids: list[list[int]], log_probs: list[list[float]], hidden: Tensor) -> Sample:
+        slots = {
+            slot.name: self.codec.decode(tokens).split("\n", 1)[0].strip()
+            for slot, tokens in zip(prompt.slots, ids, strict=True)
+        }
+        count = sum(len(tokens) for tokens in ids)
+        vector = (hidden / max(count, 1)).float().cpu().numpy().astype("<f2")
+        return Sample(
+            slots=slots,
+            token_ids=tuple(tuple(tokens) for tokens in ids),
+            log_probs=tuple(tuple(logs) for logs in log_probs),
+            finished=all(bool(self._ends[tokens[-1]]) for tokens in ids),
+            embedding=base64.b64encode(vector.tobytes()).decode(),
+        )
+
+    def _write_line(
+        self,
+        rows: list[list[int]],
+        repeat: int,
+        limit: int,
+        decode: Decode,
+        generator: torch.Generator,
+        cancelled: Callable[[], bool],
+    ) -> _Line:
+        """Sample one line for every row, until each has ended or has `limit` tokens.
+
+        `repeat`: rows come in runs of `repeat` equal ones, so that each run's prompt is read once."""
+        count = len(rows)
+        ids, mask = self._left_padded(rows[::repeat])
+        # The last prompt token is fed with the first sampling step, so that every step has the same shape.
+        cache = DynamicCache(config=self._config)
+        positions = (mask.cumsum(1) - 1).clamp(min=0)
+        if ids.shape[1] > 1:
+            self._body(ids[:, :-1], mask[:, :-1], positions[:, :-1], cache)
+        if repeat > 1:
+            cache.batch_repeat_interleave(repeat)
+            mask, positions = mask.repeat_interleave(repeat, 0), positions.repeat_interleave(repeat, 0)
+            ids = ids.repeat_interleave(repeat, 0)
+        token, position = ids[:, -1:], positions[:, -1:]
+        open_ = torch.ones(count, dtype=torch.bool, device=self.device)
+        hidden_sum = torch.zeros(count, self._width(), device=self.device)
+        tokens_out, logs_out, open_out = [], [], []
+        for _ in range(limit):
+            if cancelled():
+                raise Cancelled
+            hidden = self._body(token, mask, position, cache)[:, -1]
+            logs = decoding_log_probs(self._head(hidden), decode.temperature, decode.top_k, decode.top_p, self._barred)
+            token = torch.multinomial(logs.exp(), 1, generator=generator)
+            tokens_out.append(token[:, 0])
+            logs_out.append(logs.gather(1, token)[:, 0])
+            open_out.append(open_)
+            hidden_sum += hidden.float() * open_[:, None]
+            open_ = open_ & ~self._ends[token[:, 0]]
+            if not bool(open_.any()):
+                break
+            mask = torch.cat([mask, mask.new_ones(count, 1)], dim=1)
+            position = position + 1
+        drawn = torch.stack(tokens_out, 1).cpu().numpy()
+        logged = torch.stack(logs_out, 1).double().cpu().numpy()
+        lengths = torch.stack(open_out, 1).sum(1).cpu().numpy()
+        return _Line(
+            [drawn[at, : lengths[at]].tolist() for at in range(count)],
+            [logged[at, : lengths[at]].tolist() for at in range(count)],
+            hidden_sum,
+        )
+
+    def _left_padded(self, rows: Sequence[list[int]]) -> tuple[Tensor, Tensor]:
+        width = max(len(row) for row in rows)
+        ids = torch.full((len(rows), width), self.codec.end_id, dtype=torch.long)
+        mask = torch.zeros(len(rows), width, dtype=torch.long)
+        for at, row in enumerate(rows):
+            ids[at, width - len(row) :] = torch.tensor(row)
+            mask[at, width - len(row) :] = 1
+        return ids.to(self.device), mask.to(self.device)
+
+    def _base(self, model: Any) -> Any:
+        return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+    def _width(self) -> int:
+        return int(self._config.hidden_size)
+
+    def _body(
+        self, ids: Tensor, mask: Tensor, positions: Tensor, cache: DynamicCache | None, reference: bool = False
+    ) -> Tensor:
+        """Last hidden states [B, T, d]."""
+        network = self._base(self._reference if reference and self._reference is not None else self.model)
+        output = network.base_model(
+            input_ids=ids,
+            attention_mask=mask,
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=cache is not None,
+        )
+        return output.last_hidden_state  # type: ignore[no-any-return]
+
+    def _head(self, hidden: Tensor, reference: bool = False) -> Tensor:
+        network = self._base(self._reference if reference and self._reference is not None else self.model)
+        return network.get_output_embeddings()(hidden)  # type: ignore[no-any-return]
+
+    def _as_reference(self) -> AbstractContextManager[None]:
+        model: Any = self.model
+        if self._reference is None and hasattr(model, "disable_adapter"):
+            return model.disable_adapter()  # type: ignore[no-any-return]
+        return nullcontext()
+
+    def score(
+        self,
+        prompts: Sequence[Prompt],
+        token_ids: Sequence[Sequence[Sequence[int]]],
+        decode: Decode,
+        anchor: Tensor | None = None,
+    ) -> Scored:
+        """Log-probability, KL to the reference and entropy of B sequences under the present weights.
+
+        KL is the exact per-position divergence over the vocabulary, summed over the sampled positions: a lower-variance
+        estimate of the sequence KL than the log-ratio (Rao-Blackwellised; Amini et al. 2025, arXiv 2504.10637). Its
+        gradient leaves out the effect of the policy on which prefixes are reached. `anchor`: what `Scored.anchor` gave
+        for the same sequences before, since the reference does not move."""
+        packed = self._pack(prompts, token_ids)
+        logits = self._position_logits(packed, reference=False)
+        drawn = decoding_log_probs(logits, decode.temperature, decode.top_k, decode.top_p, self._barred)
+        picked = drawn.gather(1, packed.targets[:, None])[:, 0]
+        # Divergence and entropy are those of the whole distribution: truncated ones need not overlap.
+        logs = decoding_log_probs(logits, decode.temperature, 0, 1.0, self._barred)
+        if anchor is None:
+            with torch.no_grad(), self._as_reference():
+                first = self._position_logits(packed, reference=True)
+                anchor = decoding_log_probs(first, decode.temperature, 0, 1.0, self._barred)
+        possible = torch.isfinite(logs)
+        safe = torch.where(possible, logs, torch.zeros_like(logs))
+        mass = torch.where(possible, logs.exp(), torch.zeros_like(logs))
+        divergence = (mass * torch.where(possible, safe - anchor, torch.zeros_like(logs))).sum(-1)
+        entropy = -(mass * safe).sum(-1).detach()
+        per_row = torch.bincount(packed.row, minlength=len(prompts)).clamp(min=1)
+
+        def summed(values: Tensor) -> Tensor:
+            return torch.zeros(len(prompts), device=self.device).index_add(0, packed.row, values)
+
+        return Scored(summed(picked), summed(divergence), summed(entropy) / per_row, anchor)
+
+    def _pack(self, prompts: Sequence[Prompt], token_ids: Sequence[Sequence[Sequence[int]]]) -> _Packed:
+        """Sequences as one batch in which each distinct prompt is read once."""
+        prefixes: dict[tuple[str, str], int] = {}
+        prefix_rows: list[list[int]] = []
+        which, rows, sampled_rows = [], [], []
+        for prompt, tokens in zip(prompts, token_ids, strict=True):
+            key = (self._line(prompt), prompt.slots[0].name)
+            if key not in prefixes:
+                prefixes[key] = len(prefix_rows)
+                prefix_rows.append(self.prompt_ids(prompt) + self.codec.encode(f"{prompt.slots[0].name}:"))
+            which.append(prefixes[key])
+            ids, sampled = [prefix_rows[which[-1]][-1]], [False]
+            for at, slot_tokens in enumerate(tokens):
+                head = self.codec.encode(f"{prompt.slots[at].name}:") if at else []
+                ids += head + list(slot_tokens)
+                sampled += [False] * len(head) + [True] * len(slot_tokens)
+            rows.append(ids)
+            sampled_rows.append(sampled)
+        width = max(len(row) for row in rows)
+        ids_all = torch.full((len(rows), width), self.codec.end_id, dtype=torch.long)
+        chosen = torch.zeros(len(rows), width, dtype=torch.bool)
+        real = torch.zeros(len(rows), width, dtype=torch.long)
+        for at, (row, sampled) in enumerate(zip(rows, sampled_rows, strict=True)):
+            ids_all[at, : len(row)] = torch.tensor(row)
+            chosen[at, : len(row)] = torch.tensor(sampled)
+            real[at, : len(row)] = 1
+        ids_all, chosen, real = ids_all.to(self.device), chosen.to(self.device)[:, 1:], real.to(self.device)
+        prefix, mask = self._left_padded([row[:-1] for row in prefix_rows])
+        index = torch.tensor(which, device=self.device)
+        start = mask.sum(1)[index]
+        positions = start[:, None] + torch.arange(width - 1, device=self.device)
+        whole_mask = torch.cat([mask[index], real[:, :-1]], dim=1)
+        return _Packed(
+            prefix,
+            mask,
+            index,
+            ids_all[:, :-1],
+            whole_mask,
+            positions,
+            chosen,
+            ids_all[:, 1:][chosen],
+            chosen.nonzero()[:, 0],
+        )
+
+    @torch.no_grad()
+    def surprise(
+        self, prompts: Sequence[Prompt], token_ids: Sequence[Sequence[Sequence[int]]], decode: Decode
+    ) -> list[float]:
+        """How unlikely the least likely token of each text is under the reference: B values of -log p, in nats."""
+        packed = self._pack(prompts, token_ids)
+        with self._as_reference():
+            logits = self._position_logits(packed, reference=True)
+        logs = decoding_log_probs(logits, decode.temperature, 0, 1.0, self._barred)
+        picked = -logs.gather(1, packed.targets[:, None])[:, 0]
+        worst = torch.zeros(len(prompts), device=self.device).scatter_reduce(0, packed.row, picked, "amax")
+        return [float(value) for value in worst.cpu()]
+
+    def _position_logits(self, packed: _Packed, reference: bool) -> Tensor:
+        """Logits [sampled positions, V]."""
+        cache = DynamicCache(config=self._config)
+        prefix_positions = (packed.prefix_mask.cumsum(1) - 1).clamp(min=0)
+        self._body(packed.prefix, packed.prefix_mask, prefix_positions, cache, reference)
+        cache.batch_select_indices(packed.prefix_of)
+        hidden = self._body(packed.ids, packed.mask, packed.positions, cache, reference)
+        return self._head(hidden[packed.chosen], reference)
+
+
+class _Packed(NamedTuple):
+    """U distinct prefixes [U, P] (left-padded) and B continuations [B, T] (right-padded), each of prefix
+    `prefix_of` [B];
+    `chosen` [B, T] marks the positions whose next token was sampled, `targets` and `row` name that token and its
+    sequence."""
+
+    prefix: Tensor
+    prefix_mask: Tensor
+    prefix_of: Tensor
+    ids: Tensor
+    mask: Tensor
+    positions: Tensor
+    chosen: Tensor
+    targets: Tensor
+    row: Tensor
+
+
+class _Line(NamedTuple):
+    tokens: list[list[int]]
+    log_probs: list[list[float]]
+    hidden: Tensor
+
+
+def fits_in(codec: TextCodec, prompt: Prompt, limit: int) -> bool:
+    """Whether a prompt fits in `limit` tokens, and its slots' names with 8 tokens of text each in as many again."""
+    slots = sum(len(codec.encode(f"{slot.name}:")) + LEAST_SLOT_TOKENS for slot in prompt.slots)
+    return len(codec.encode(prompt.text)) <= limit and slots <= limit
+
+
+def embedding_of(candidate_embedding: str) -> np.ndarray:
+    """float32[d] from a candidate's base64 float16 embedding."""
+    return np.frombuffer(base64.b64decode(candidate_embedding), dtype="<f2").astype(np.float32)

@@ -1,0 +1,147 @@
+"""One policy-gradient step of the language model: the doubly robust gradient of maths/gradient.py with a KL penalty.
+
+What it leaves out: value-function bootstrapping inside a text (a text is one action), and PPO's clipping (importance
+ratios are truncated instead, and the KL budget bounds the distance).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from optimizer.learning.policy import LanguagePolicy
+from optimizer.learning.prompt import Prompt
+from optimizer.maths.gradient import doubly_robust_factors
+from optimizer.maths.weights import effective_sample_size, truncated_ratios
+from optimizer.types import Pool
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class UpdateConfig:
+    """`passes`: gradient steps an increment. `ratio_ceiling`: rho-bar. `residual_cap`: largest 1 / s_j, in units of the
+    pool's size (infinity: unbiased; docs/decisions.md has the measurement behind the default). `clip`: gradient
+    norm."""
+
+    learning_rate: float = 5e-4
+    passes: int = 2
+    ratio_ceiling: float = 2.0
+    residual_cap: float = 0.02
+    clip: float = 1.0
+
+
+class PoolBatch(NamedTuple):
+    """A pool with what is known of it: `q` float[n]; `shown` int[D], `rewards` and `selection` float[D] of its
+    decisions."""
+
+    pool: Pool
+    prompt: Prompt
+    q: Floats
+    shown: NDArray[np.intp]
+    rewards: Floats
+    selection: Floats
+
+
+class UpdateReport(NamedTuple):
+    """`kl` nats per sequence of the policy before the last step, on this batch; `skipped`: steps with gradients that
+    were not finite."""
+
+    kl: float
+    entropy: float
+    gradient_norm: float
+    effective_sample_size: float
+    sequences: int
+    skipped: int
+
+
+def update_policy(
+    policy: LanguagePolicy,
+    optimizer: torch.optim.Optimizer,
+    batches: Sequence[PoolBatch],
+    kl_weight: float,
+    reward_scale: float,
+    config: UpdateConfig,
+) -> UpdateReport:
+    """`config.passes` steps on the samples of some pools.
+
+    Args:
+      kl_weight: penalty per nat, in units of `reward_scale`.
+      reward_scale: > 0, divides the advantages, so that one learning rate serves every reward.
+    """
+    # Pools may differ in their decode parameters: each keeps its own.
+    groups = [
+        (batch, [at for at, c in enumerate(batch.pool.candidates) if c.count > 0 and not c.kept]) for batch in batches
+    ]
+    groups = [(batch, index) for batch, index in groups if index]
+    skipped = 0
+    last = UpdateReport(0.0, 0.0, 0.0, 0.0, 0, 0)
+    anchors: dict[object, torch.Tensor] = {}
+    for _ in range(config.passes):
+        optimizer.zero_grad(set_to_none=True)
+        report = _accumulate(policy, groups, anchors, kl_weight, reward_scale, config)
+        norm = float(torch.nn.utils.clip_grad_norm_(list(policy.trainable().values()), config.clip))
+        if not np.isfinite(norm):
+            skipped += 1
+            continue
+        optimizer.step()
+        last = report._replace(gradient_norm=norm)
+    return last._replace(skipped=skipped)
+
+
+def _accumulate(
+    policy: LanguagePolicy,
+    groups: Sequence[tuple[PoolBatch, list[int]]],
+    anchors: dict[object, torch.Tensor],
+    kl_weight: float,
+    reward_scale: float,
+    config: UpdateConfig,
+) -> UpdateReport:
+    """Add the batch's gradient to the parameters', one forward and backward pass for all pools of one decoding.
+    `anchors` keeps the reference's part between the passes of one increment."""
+    by_decode: dict[object, list[tuple[PoolBatch, list[int]]]] = {}
+    for group in groups:
+        by_decode.setdefault(group[0].pool.decode, []).append(group)
+    kl_sum, entropy_sum, weight_sum, ratios, sequences = 0.0, 0.0, 0.0, [], 0
+    samples = sum(batch.pool.candidates[at].count for batch, index in groups for at in index)
+    for decode, same in by_decode.items():
+        prompts = [batch.prompt for batch, index in same for _ in index]
+        tokens = [batch.pool.candidates[at].token_ids for batch, index in same for at in index]
+        scored = policy.score(prompts, tokens, same[0][0].pool.decode, anchors.get(decode))
+        anchors[decode] = scored.anchor
+        logs = scored.log_prob.detach().double().cpu().numpy()
+        factors, counts = [], []
+        start = 0
+        for batch, index in same:
+            candidates = batch.pool.candidates
+            behaviour = np.array([sum(map(sum, candidates[at].log_probs)) for at in index])
+            rho = np.zeros(len(candidates))
+            rho[index] = truncated_ratios(logs[start : start + len(index)], behaviour, config.ratio_ceiling)
+            count = np.array([0.0 if c.kept else float(c.count) for c in candidates])
+            cap = config.residual_cap * len(candidates)
+            values = doubly_robust_factors(batch.q, count, rho, batch.shown, batch.rewards, batch.selection, cap)
+            factors.append(values[index])
+            counts.append(count[index])
+            ratios.append(rho[index])
+            start += len(index)
+        factor = torch.tensor(
+            np.concatenate(factors) / (reward_scale * len(groups)), device=policy.device, dtype=torch.float32
+        )
+        weight_np = np.concatenate(counts) * np.concatenate(ratios[-len(same) :])
+        weight = torch.tensor(weight_np / samples, device=policy.device, dtype=torch.float32)
+        # A text that the truncated distribution no longer reaches has weight 0 and no gradient.
+        reachable = torch.where(torch.isfinite(scored.log_prob), scored.log_prob, torch.zeros_like(scored.log_prob))
+        loss = -(factor * reachable).sum() + kl_weight * (weight * scored.kl).sum()
+        loss.backward()  # type: ignore[no-untyped-call]
+        kl_sum += float(scored.kl.detach().double().cpu().numpy() @ weight_np)
+        entropy_sum += float(scored.entropy.double().cpu().numpy() @ weight_np)
+        weight_sum += float(weight_np.sum())
+        sequences += len(tokens)
+    total = max(weight_sum, 1e-12)
+    ess = effective_sample_size(np.concatenate(ratios)) if ratios else 0.0
+    return UpdateReport(kl_sum / total, entropy_sum / total, 0.0, ess, sequences, 0)

@@ -1,0 +1,166 @@
+"""The critic as serving sees it: an immutable snapshot in numpy, fast enough for every request."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+from scipy.special import expit
+
+from optimizer.errors import StoreError
+from optimizer.learning.features import (
+    Family,
+    FeatureSet,
+    TextParts,
+    context_features,
+    context_names,
+    take_apart,
+    text_features,
+)
+from optimizer.learning.heads import prior_draws
+from optimizer.types import Campaign, Candidate, RewardWeights, Scalar
+
+Floats = NDArray[np.float32]
+CONTEXTS_KEPT = 256
+OUTPUTS = ("click", "clicked", "unclicked")
+
+
+class OutputView(NamedTuple):
+    """One output: `weights` float32[F, H] and the prior `scale` float32[families], both in the output's own units, the
+    prior's `salt`, and the `offset` that is added to every prediction."""
+
+    weights: Floats
+    scale: Floats
+    salt: int
+    offset: float
+
+
+class PoolFeatures:
+    """A pool's texts, ready to be scored. `base` holds each output's predictions float32[n, H] without the context."""
+
+    def __init__(self, reward: RewardWeights, parts: Sequence[TextParts], base: dict[str, Floats]) -> None:
+        self.reward = reward
+        self.parts = parts
+        self.base = base
+        self.by_context: OrderedDict[tuple[str, ...], NDArray[np.float64]] = OrderedDict()
+
+
+class CriticView:
+    """Scores texts; two views with the same content have the same `version`."""
+
+    def __init__(self, ids: NDArray[np.uint64], outputs: dict[str, OutputView]) -> None:
+        """`ids` uint64[F], ascending."""
+        self._ids = ids
+        self._outputs = outputs
+        self.heads = outputs["click"].weights.shape[1]
+        self._bytes = save(self._tensors())
+        self.version = "c-" + hashlib.sha256(self._bytes).hexdigest()[:16]
+
+    def _tensors(self) -> dict[str, np.ndarray]:
+        tensors: dict[str, np.ndarray] = {"ids": self._ids.view(np.int64)}
+        for name, output in self._outputs.items():
+            tensors[f"{name}.weights"] = np.ascontiguousarray(output.weights)
+            tensors[f"{name}.scale"] = np.ascontiguousarray(output.scale)
+            tensors[f"{name}.prior"] = np.array([output.salt, output.offset], np.float64)
+        return tensors
+
+    def to_bytes(self) -> bytes:
+        """safetensors."""
+        return self._bytes
+
+    @classmethod
+    def from_bytes(cls, content: bytes, source: str | Path) -> CriticView:
+        """Raises StoreError naming `source` for bytes that are no critic."""
+        try:
+            tensors = load(content)
+        except SafetensorError as error:
+            raise StoreError(f"{source}: not a safetensors file ({error}); publish the version again") from error
+        try:
+            return cls._checked(tensors, source)
+        except KeyError as error:
+            raise StoreError(f"{source}: no critic, tensor {error} is missing; publish the version again") from error
+
+    @classmethod
+    def _checked(cls, tensors: Mapping[str, np.ndarray], source: str | Path) -> CriticView:
+        """A view from tensors whose shapes, dtypes and values are first checked. Raises KeyError, StoreError."""
+        count = len(tensors["ids"])
+        heads = tensors["click.weights"].shape[-1]
+        outputs = {}
+        names = [name for name in OUTPUTS if name == "click" or f"{name}.weights" in tensors]
+        wanted: dict[str, tuple[object, tuple[int, ...]]] = {"ids": (np.dtype(np.int64), (count,))}
+        for name in names:
+            wanted[f"{name}.weights"] = (np.dtype(np.float32), (count, heads))
+            wanted[f"{name}.scale"] = (np.dtype(np.float32), (len(Family),))
+            wanted[f"{name}.prior"] = (np.dtype(np.float64), (2,))
+        for name, (dtype, shape) in wanted.items():
+            tensor = tensors[name]
+            if tensor.dtype != dtype or tensor.shape != shape:
+                got = f"dtype {tensor.dtype} and shape {list(tensor.shape)}"
+                raise StoreError(f"{source}: {name} has {got}, expected {dtype} {list(shape)}; the version is refused")
+            if not np.isfinite(tensor).all():
+                raise StoreError(f"{source}: {name} holds NaN or infinite values; the version is refused")
+        ids = tensors["ids"].view(np.uint64)
+        if not (ids[1:] > ids[:-1]).all():
+            raise StoreError(f"{source}: ids are not ascending; the version is refused")
+        for name in names:
+            salt, offset = tensors[f"{name}.prior"].tolist()
+            outputs[name] = OutputView(tensors[f"{name}.weights"], tensors[f"{name}.scale"], int(salt), offset)
+        return cls(ids, outputs)
+
+    def encode(self, campaign: Campaign, segment: str, texts: Sequence[Candidate]) -> PoolFeatures:
+        """Take a pool's texts apart and score them without a context; once a pool and critic."""
+        parts = [take_apart(campaign, text.variant_id, text.slots) for text in texts]
+        sets = [text_features(campaign, segment, part) for part in parts]
+        return PoolFeatures(campaign.reward, parts, {name: self._predict(name, sets) for name in self._outputs})
+
+    def score(self, features: PoolFeatures, context: Mapping[str, Scalar]) -> NDArray[np.float64]:
+        """Q of each text by each head in this context: float64[H, n], in units of reward."""
+        names = context_names(context)
+        known = features.by_context.get(names)
+        if known is not None:
+            return known
+        outputs = features.base
+        if names:
+            sets = [context_features(names, part) for part in features.parts]
+            outputs = {name: base + self._predict(name, sets) for name, base in outputs.items()}
+        q = self._q(outputs, features.reward)
+        # Concurrent requests may both compute it; either answer is the same.
+        features.by_context[names] = q
+        if len(features.by_context) > CONTEXTS_KEPT:
+            features.by_context.popitem(last=False)
+        return q
+
+    def _q(self, outputs: Mapping[str, Floats], reward: RewardWeights) -> NDArray[np.float64]:
+        def value(name: str) -> NDArray[np.float64] | float:
+            if name not in outputs or not (reward.conversion or reward.value or reward.rating):
+                return 0.0
+            return np.asarray(outputs[name], np.float64) + self._outputs[name].offset
+
+        p = expit(np.asarray(outputs["click"], np.float64) + self._outputs["click"].offset)
+        q = p * (reward.click + value("clicked")) + (1.0 - p) * value("unclicked")
+        return np.ascontiguousarray(q.T)
+
+    def _predict(self, name: str, sets: Sequence[FeatureSet]) -> Floats:
+        """float32[n, H]: sums of the weights of each set's features; a feature nobody has met has its prior draw."""
+        output = self._outputs[name]
+        ids = np.concatenate([features.ids for features in sets])
+        families = np.concatenate([features.families for features in sets])
+        lengths = np.array([len(features.ids) for features in sets])
+        if len(ids) == 0:
+            return np.zeros((len(sets), self.heads), np.float32)
+        at = np.searchsorted(self._ids, ids)
+        at[at == len(self._ids)] = 0
+        met = self._ids[at] == ids if len(self._ids) else np.zeros(len(ids), bool)
+        rows = np.empty((len(ids), self.heads), np.float32)
+        rows[met] = output.weights[at[met]]
+        rows[~met] = prior_draws(ids[~met], self.heads, output.salt) * output.scale[families[~met]][:, None]
+        sums = np.zeros((len(sets), self.heads), np.float32)
+        np.add.at(sums, np.repeat(np.arange(len(sets)), lengths), rows)
+        return sums

@@ -1,0 +1,1 @@
+"""Pure mathematics: arrays and plain values in, arrays and plain values out. No model, clock, log or configuration."""

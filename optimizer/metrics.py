@@ -1,0 +1,45 @@
+"""Every metric's name in one place, with kind, unit and meaning; the table in the documentation is made from it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Final, Literal, NamedTuple
+
+
+class Metric(NamedTuple):
+    """One metric as `/metrics` shows it; `unit` is what its value counts."""
+
+    name: str
+    kind: Literal["counter", "gauge", "histogram"]
+    unit: str
+    labels: tuple[str, ...]
+    meaning: str
+
+
+METRICS: Final = (
+    # serving
+    Metric("adloop_http_requests", "counter", "requests", ("route", "method", "status"), "HTTP requests answered"),
+    Metric(
+        "adloop_http_request_seconds", "histogram", "seconds", ("route",), "From the request's header to the answer"
+    ),
+    Metric("adloop_decisions", "counter", "decisions", ("source",), "Decisions that were served"),
+    Metric("adloop_events", "counter", "events", ("status", "reason"), "Posted events; no reason when accepted"),
+    Metric("adloop_bad_records", "gauge", "records", (), "Records of the log that serving could not read"),
+    Metric("adloop_refused_versions", "gauge", "versions", (), "Policy versions refused when they went live"),
+    Metric("adloop_role_restarts", "gauge", "restarts", (), "Times a role was started again after a fault"),
+    Metric("adloop_outcomes_remembered", "gauge", "decisions", (), "Decisions held in memory for the statistics"),
+    Metric("adloop_outcomes_forgotten", "gauge", "revisions", (), "Revisions that came too late for the statistics"),
+    # joiner
+    Metric("adloop_joiner_lag_records", "gauge", "records", (), "Decisions and events the joiner has not read yet"),
+    Metric("adloop_joiner_open_decisions", "gauge", "decisions", (), "Decisions held since they can still change"),
+    Metric("adloop_quarantined_records", "gauge", "records", (), "Records that the joiner refused"),
+)
+
+
+def table(metrics: Iterable[Metric] = METRICS) -> str:
+    """The metrics as a Markdown table."""
+    rows = [
+        f"| `{metric.name}` | {metric.kind} | {metric.unit} | {', '.join(metric.labels) or '-'} | {metric.meaning} |"
+        for metric in metrics
+    ]
+    return "\n".join(["| metric | kind | unit | labels | meaning |", "|---|---|---|---|---|", *rows])

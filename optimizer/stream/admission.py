@@ -1,0 +1,154 @@
+"""What is let in: the checks of contracts section 4 on one record, in their order; the first that fails is the reason.
+
+Three steps, because a joiner knows more as it goes: `read_decision` and `read_event` look at a record alone,
+`check_against` at an event once its decision is known. What only the state can tell (late, orphan, conflict, a copy)
+is the joiner's to say.
+
+A JSON object with a repeated name is let in, the last one standing, as every decoder in use here reads it.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Final, Literal, TypeVar
+
+import msgspec
+from msgspec import Meta, Struct
+
+from optimizer.errors import AdloopError
+from optimizer.maths.attribution import CLOCK_SKEW_MS, retention_ms
+from optimizer.stream.log import Record
+from optimizer.stream.tokens import Claims, TokenError, TokenKeys
+from optimizer.types import Attribution, CountRule, Decision, Event, Reason
+
+MAX_INPUT_BYTES: Final = 1024 * 1024
+MAX_VALUE: Final = 1e12
+YEAR_2020_MS: Final = 1_577_836_800_000
+_MAX_MS: Final = 2**61  # so that a time plus a window still fits 64 bits
+
+T = TypeVar("T")
+_Id = Annotated[str, Meta(pattern=r"^[A-Za-z0-9._:-]{1,64}\Z")]
+_Ts = Annotated[int, Meta(ge=-_MAX_MS, le=_MAX_MS)]
+_Window = Annotated[int, Meta(ge=0, le=_MAX_MS)]
+_OVERFLOWING_INTEGER: Final = re.compile(rb"[0-9]{309}")
+
+
+class Refused(AdloopError):
+    """A record that is not let in: its quarantine reason, and a sentence that names the field."""
+
+    def __init__(self, reason: Reason, detail: str) -> None:
+        self.reason: Reason = reason
+        super().__init__(detail)
+
+
+class _StrictAttribution(Attribution, frozen=True, kw_only=True):
+    """An attribution in a log record: all four there, since a joiner needs nothing but the record."""
+
+    click_window_ms: Annotated[int, Meta(ge=1, le=_MAX_MS)]
+    conversion_window_ms: _Window
+    view_through_ms: _Window
+    count: CountRule
+
+
+class _StrictDecision(Decision, frozen=True, kw_only=True):
+    decision_id: _Id
+    ts: _Ts
+    attribution: _StrictAttribution
+    schema: Literal[1]
+
+
+class _StrictEvent(Event, frozen=True, kw_only=True):
+    event_id: _Id
+    decision_id: _Id
+    ts: _Ts
+    schema: Literal[1]
+    retracts: _Id | None = None
+    received_ts: _Ts | None = None
+
+
+_ANY: Final = msgspec.json.Decoder()
+_DECISION: Final = msgspec.json.Decoder(_StrictDecision)
+_EVENT: Final = msgspec.json.Decoder(_StrictEvent)
+
+
+class Arrived(Struct, frozen=True, array_like=True):
+    """An event whose token verifies; `received_ts` is the server's, or the log's own where the server gave none."""
+
+    event: Event
+    claims: Claims
+    received_ts: int
+
+    def expires_ms(self) -> int:
+        return self.claims.exp * 1000
+
+
+def read_decision(record: Record, value: bytes) -> Decision:
+    """The decision in `value`. Raises Refused: too_large, undecodable, schema, value, clock."""
+    decision = _decode(_DECISION, value)
+    _check_key(record.key, decision.decision_id)
+    if not 0.0 < decision.propensity <= 1.0:
+        raise Refused("value", f"propensity: got {decision.propensity!r}, expected more than 0 and at most 1")
+    if decision.ts < YEAR_2020_MS:
+        raise Refused("clock", f"ts: got {decision.ts}, expected epoch milliseconds from 2020 on")
+    return decision
+
+
+def read_event(record: Record, value: bytes, keys: TokenKeys) -> Arrived:
+    """The event in `value` and what its token claims. Raises Refused: too_large, undecodable, schema, value, bad_token,
+    unknown_key, expired_token, token_mismatch (of the decision_id)."""
+    event = _decode(_EVENT, value)
+    _check_key(record.key, event.decision_id)
+    _check_kind(event)
+    try:
+        claims = keys.verify(event.token)
+    except TokenError as error:
+        raise Refused(error.reason, str(error)) from error
+    received = record.ts if event.received_ts is None else event.received_ts
+    if claims.exp * 1000 <= received:
+        raise Refused("expired_token", f"token: expired at {claims.exp} s, received at {received} ms")
+    if claims.sub != event.decision_id:
+        raise Refused("token_mismatch", f"token: made for decision {claims.sub[:80]!r}, got {event.decision_id!r}")
+    return Arrived(event, claims, received)
+
+
+def check_against(decision: Decision, arrived: Arrived, extra_retention_ms: int) -> None:
+    """What can be told once the decision is known. Raises Refused: token_mismatch, clock."""
+    if not arrived.claims.matches(decision):
+        raise Refused("token_mismatch", "token: its tenant, variant, propensity or policy is not the decision's")
+    ts = arrived.event.ts
+    first, last = decision.ts - CLOCK_SKEW_MS, decision.ts + retention_ms(decision.attribution, extra_retention_ms)
+    if not first <= ts <= last:
+        raise Refused("clock", f"ts: got {ts}, expected {first} to {last} (the decision's ts and retention)")
+
+
+def _decode(decoder: msgspec.json.Decoder[T], value: bytes) -> T:
+    if len(value) > MAX_INPUT_BYTES:
+        raise Refused("too_large", f"record: got {len(value)} bytes, expected at most {MAX_INPUT_BYTES}")
+    try:
+        # The untyped pass reads every byte, also of unknown fields, which the typed one skips without looking.
+        _ANY.decode(value)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise Refused("undecodable", f"record: not JSON ({error})") from error
+    try:
+        return decoder.decode(value)
+    except msgspec.ValidationError as error:
+        if _OVERFLOWING_INTEGER.search(value):
+            raise Refused("undecodable", "record: a number overflows") from error
+        raise Refused("schema", f"record: {error}") from error
+
+
+def _check_key(key: bytes | None, decision_id: str) -> None:
+    if key != decision_id.encode():
+        raise Refused("schema", f"key: got {(key or b'')[:80]!r}, expected the decision_id {decision_id!r}")
+
+
+def _check_kind(event: Event) -> None:
+    """The fields that an event's type asks for, and the range of its value."""
+    if event.type == "rating" and event.value is None:
+        raise Refused("schema", "value: missing, expected 0 to 1 with a rating")
+    if event.type == "retraction" and event.retracts is None:
+        raise Refused("schema", "retracts: missing, expected the event_id that is taken back")
+    if event.value is not None:
+        most = 1.0 if event.type == "rating" else MAX_VALUE
+        if not 0.0 <= event.value <= most:
+            raise Refused("value", f"value: got {event.value!r}, expected 0 to {most:g} with a {event.type}")

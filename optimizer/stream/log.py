@@ -1,0 +1,94 @@
+"""The EventLog: the small interface that the embedded SQLite log and Kafka both implement.
+
+Topics are append-only, split into partitions; offsets in a partition rise by at least one. What `append` returned is
+durable. There is one contract suite for every implementation: tests/contracts/.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, Protocol
+
+TOPICS = ("campaigns", "candidates", "decisions", "events", "outcomes", "policies", "quarantine")
+MAX_RECORD_BYTES = 2 * 1024 * 1024
+
+
+class Append(NamedTuple):
+    """A record to be written; `value` None is a tombstone."""
+
+    topic: str
+    key: str
+    value: bytes | None
+
+
+class TopicPartition(NamedTuple):
+    """A partition of a topic, by the topic's name without any prefix."""
+
+    topic: str
+    partition: int
+
+
+class Record(NamedTuple):
+    """A record as read; `ts` is the log's own timestamp (epoch ms) of when it was appended."""
+
+    topic: str
+    partition: int
+    offset: int
+    key: bytes | None
+    value: bytes | None
+    ts: int
+
+
+class LogReader(Protocol):
+    """Reads a fixed set of partitions, each in offset order, from given positions. Not thread-safe."""
+
+    def poll(self, max_records: int = 1000, timeout_s: float = 0.0) -> list[Record]:
+        """The next records, waiting up to `timeout_s` for the first. Raises LogTruncated where a position is gone."""
+        ...
+
+    def position(self, at: TopicPartition) -> int:
+        """The offset that the next poll of this partition starts from."""
+        ...
+
+    def at_end(self) -> bool:
+        """True where, at this moment, every partition has been read to its end."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class EventLog(Protocol):
+    """Durable topics. Thread-safe, but for the readers it hands out."""
+
+    def log_id(self) -> str:
+        """Names this log for good: state that was derived from it belongs to no other."""
+        ...
+
+    def topic_name(self, topic: str) -> str:
+        """The topic's full name, as the log itself calls it (Kafka: prefix + name)."""
+        ...
+
+    def partitions(self, topic: str) -> int: ...
+
+    def append(self, records: Sequence[Append]) -> list[tuple[int, int]]:
+        """Write all or none; returns (partition, offset) of each once they are durable. Raises AdloopError for a record
+        over 2 MiB or an unknown topic, OSError where the disk refuses."""
+        ...
+
+    def start(self, at: TopicPartition) -> int:
+        """The smallest offset that can still be read."""
+        ...
+
+    def end(self, at: TopicPartition) -> int:
+        """The offset that the next record will get."""
+        ...
+
+    def reader(self, positions: Mapping[TopicPartition, int]) -> LogReader: ...
+
+    def close(self) -> None: ...
+
+
+def whole(log: EventLog, *topics: str) -> dict[TopicPartition, int]:
+    """Positions that read `topics` from their first record that still exists."""
+    places = (TopicPartition(topic, p) for topic in topics for p in range(log.partitions(topic)))
+    return {place: log.start(place) for place in places}

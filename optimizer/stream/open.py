@@ -1,0 +1,61 @@
+"""From a log's URL to the log."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+from optimizer.clock import Clock, SystemClock
+from optimizer.errors import ConfigError
+from optimizer.stream.log import EventLog
+from optimizer.stream.sqlite_log import SqliteLog
+
+SQLITE_PREFIX = "sqlite:///"
+
+
+def open_log(url: str, clock: Clock | None = None) -> EventLog:
+    """Open `sqlite:///PATH[?partitions=N&synchronous=full|off]`: three slashes and the path, so `/x` makes it four.
+
+    Creates the file where there is none. Raises ConfigError, naming the part of the URL that is wrong.
+    """
+    clock = clock if clock is not None else SystemClock()
+    if not url.startswith(SQLITE_PREFIX):
+        scheme = urlsplit(url).scheme or url
+        raise ConfigError(f"log: got {scheme!r}, expected sqlite:///PATH; correct the log's URL")
+    path, options = _sqlite_options(url)
+    if not path:
+        raise ConfigError(f"log: got {url!r}, expected a path after {SQLITE_PREFIX}; name the file")
+    return SqliteLog(path, clock, _partitions(options), _synchronous(options))
+
+
+def sqlite_path(url: str) -> Path | None:
+    """The file behind a `sqlite:///` URL; None for any other log."""
+    return Path(_sqlite_options(url)[0]) if url.startswith(SQLITE_PREFIX) else None
+
+
+def _sqlite_options(url: str) -> tuple[str, dict[str, str]]:
+    path, _, query = url.removeprefix(SQLITE_PREFIX).partition("?")
+    options = dict(parse_qsl(query, keep_blank_values=True))
+    if unknown := sorted(set(options) - {"partitions", "synchronous"}):
+        raise ConfigError(f"log: got option {unknown[0]!r}, expected partitions or synchronous; correct the log's URL")
+    return unquote(path), options
+
+
+def _partitions(options: dict[str, str]) -> int | None:
+    text = options.get("partitions")
+    if text is None:
+        return None
+    if not (text.isascii() and text.isdigit()):
+        raise ConfigError(f"partitions: got {text!r}, expected a whole number from 1; correct the log's URL")
+    return int(text)
+
+
+def _synchronous(options: dict[str, str]) -> Literal["full", "off"]:
+    match options.get("synchronous", "full"):
+        case "full":
+            return "full"
+        case "off":
+            return "off"
+        case other:
+            raise ConfigError(f"synchronous: got {other!r}, expected full or off; correct the log's URL")

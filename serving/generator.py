@@ -1,0 +1,245 @@
+"""The generator: samples candidate pools from the live policy, gates the texts, and appends them to the log ahead of
+the traffic."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import msgspec
+import numpy as np
+import torch
+
+from optimizer.clock import Clock
+from optimizer.errors import StoreError
+from optimizer.ids import campaign_hash, new_id, variant_id
+from optimizer.learning.base import BaseModel, load_policy, load_version
+from optimizer.learning.policy import LanguagePolicy, Sample
+from optimizer.learning.prompt import Prompt, build_prompt, fill
+from optimizer.learning.view import CriticView
+from optimizer.store import PolicyStore
+from optimizer.stream.log import Append, EventLog, whole
+from optimizer.stream.views import campaign_table, live_policy, policy_table
+from optimizer.types import Campaign, Candidate, Decode, Pool, to_json
+
+logger = logging.getLogger(__name__)
+TextCheck = Callable[[Campaign, Mapping[str, str]], str | None]
+FRESH_PREFIX = "fresh."
+Place = tuple[str, str, str]
+
+
+@dataclass(frozen=True)
+class GeneratorConfig:
+    """Sizes and limits of the pools.
+
+    `samples`: texts sampled for a pool. `kept`: the best texts of the pool before that are carried over.
+    `pools_per_step`: places written in one step, all in one batch where their slots agree. `rest_ms`: how long a
+    version's other places wait after a batch. `attempts`: rounds of sampling for a pool in which no text passes.
+    `most_surprise`: nats; a text with a token less likely than that under the reference model is refused, so that no
+    reward can buy broken language."""
+
+    samples: int = 32
+    kept: int = 8
+    pools_per_step: int = 8
+    attempts: int = 3
+    rest_ms: int = 5_000
+    most_surprise: float = 6.0
+    decode: Decode = field(default_factory=lambda: Decode(temperature=0.8, top_k=128, top_p=0.95))
+
+
+class Generator:
+    """One of these writes pools for a log. Not thread-safe. Same log, store and seed: same pools."""
+
+    def __init__(
+        self,
+        log: EventLog,
+        store: PolicyStore,
+        base: BaseModel,
+        clock: Clock,
+        gate: TextCheck,
+        seed: int = 0,
+        config: GeneratorConfig | None = None,
+    ) -> None:
+        self.config = config or GeneratorConfig()
+        self.sampled = 0
+        self.rejected: dict[str, int] = {}
+        self._log, self._store, self._base, self._clock, self._gate = log, store, base, clock, gate
+        self._campaigns = campaign_table(log)
+        self._policies = policy_table(log)
+        self._reader = log.reader(whole(log, "candidates"))
+        self._decoder = msgspec.json.Decoder(Pool)
+        self._pools: dict[Place, Pool] = {}
+        self._written = ("", 0)
+        self._policy = load_policy(base)
+        self._refused: str | None = None
+        self._critic: CriticView | None = None
+        self._rng = np.random.default_rng([seed, 11])
+        self._torch = torch.Generator(device=self._policy.device).manual_seed(seed)
+
+    def step(self) -> bool:
+        """Write the pools that are most out of date; False where there is none, or a rest is due.
+
+        One batch a version, then a rest: a learner on the same machine needs the processor more than the pools need the
+        very last version. Places without a pool do not wait."""
+        self._refresh()
+        if not self._policy.version:
+            return False
+        stale = self._stale()
+        version, written_ms = self._written
+        if version == self._policy.version and self._clock.now_ms() - written_ms < self.config.rest_ms:
+            stale = [(place, campaign) for place, campaign in stale if self._lacks(place, campaign)]
+        places = stale[: self.config.pools_per_step]
+        by_slots: dict[object, list[tuple[Place, Campaign]]] = {}
+        for place, campaign in places:
+            by_slots.setdefault(campaign.slots, []).append((place, campaign))
+        for same in by_slots.values():
+            pools = self._write([(campaign, place[2]) for place, campaign in same], self.config.samples)
+            self._log.append([Append("candidates", pool.pool_id, to_json(pool)) for pool in pools])
+        if places:
+            self._written = (self._policy.version, self._clock.now_ms())
+        return bool(places)
+
+    def _lacks(self, place: Place, campaign: Campaign) -> bool:
+        """True where there is no pool for the campaign as it stands."""
+        pool = self._pools.get(place)
+        return pool is None or pool.campaign_hash != campaign_hash(campaign)
+
+    @property
+    def policy(self) -> LanguagePolicy:
+        """The model that writes; its `version` is empty before the first policy version."""
+        return self._policy
+
+    def fresh(self, campaign: Campaign, segment: str, cancelled: Callable[[], bool]) -> Pool | None:
+        """A pool for one request alone, appended to the log; None before the first policy version. Raises `Cancelled`
+        when the caller has gone."""
+        self._refresh()
+        if not self._policy.version:
+            return None
+        pool = self._write([(campaign, segment)], self.config.samples, cancelled, FRESH_PREFIX)[0]
+        self._log.append([Append("candidates", pool.pool_id, to_json(pool))])
+        return pool
+
+    def _refresh(self) -> None:
+        self._campaigns.refresh()
+        self._policies.refresh()
+        while records := self._reader.poll(200):
+            for record in records:
+                if record.value is not None:
+                    pool = self._decoder.decode(record.value)
+                    if not pool.pool_id.startswith(FRESH_PREFIX):
+                        self._pools[(pool.tenant, pool.campaign_id, pool.segment)] = pool
+        live = live_policy(self._policies)
+        if live is None or live.version in (self._policy.version, self._refused):
+            return
+        try:
+            critic = CriticView.from_bytes(self._store.critic_bytes(live.version), live.version)
+            load_version(self._policy, self._base, self._store, live.version)
+        except StoreError as error:
+            # The version before goes on writing; the same refusal is not tried again.
+            self._refused = live.version
+            logger.warning("%s", error)
+            return
+        self._critic = critic
+
+    def _stale(self) -> list[tuple[Place, Campaign]]:
+        """Places whose newest pool is not of the live version or not for the campaign as it stands; the oldest
+        first."""
+        stale: list[tuple[int, Place, Campaign]] = []
+        for campaign in self._campaigns.rows.values():
+            if campaign.rules.require_approval:
+                # No generated text may be shown there, so none is written.
+                continue
+            if not all(self._policy.fits(build_prompt(campaign, segment)) for segment in campaign.segments):
+                # PUT refuses these; one that was put under another model must not stop the others.
+                continue
+            for segment in campaign.segments:
+                place = (campaign.tenant, campaign.campaign_id, segment)
+                if self._lacks(place, campaign):
+                    stale.append((-1, place, campaign))
+                elif self._pools[place].policy_version != self._policy.version:
+                    stale.append((self._pools[place].ts, place, campaign))
+        return [(place, campaign) for _, place, campaign in sorted(stale, key=lambda entry: (entry[0], entry[1]))]
+
+    def _write(
+        self,
+        places: Sequence[tuple[Campaign, str]],
+        samples: int,
+        cancelled: Callable[[], bool] = lambda: False,
+        prefix: str = "",
+    ) -> list[Pool]:
+        prompts = [build_prompt(campaign, segment) for campaign, segment in places]
+        drawn = self._policy.sample(prompts, samples, self.config.decode, self._torch, cancelled)
+        pools = []
+        for (campaign, segment), texts, prompt in zip(places, drawn, prompts, strict=True):
+            fresh = self._candidates(campaign, texts, prompt)
+            for _ in range(self.config.attempts - 1):
+                if any(candidate.rejected is None for candidate in fresh.values()):
+                    break
+                texts = texts + self._policy.sample([prompt], samples, self.config.decode, self._torch, cancelled)[0]
+                fresh = self._candidates(campaign, texts, prompt)
+            self.sampled += len(fresh)
+            for reason in (candidate.rejected for candidate in fresh.values() if candidate.rejected is not None):
+                self.rejected[reason] = self.rejected.get(reason, 0) + 1
+            kept = [] if prefix else self._kept(campaign, segment, fresh)
+            pools.append(
+                Pool(
+                    pool_id=prefix + new_id(self._rng),
+                    tenant=campaign.tenant,
+                    campaign_id=campaign.campaign_id,
+                    segment=segment,
+                    policy_version=self._policy.version,
+                    campaign_hash=campaign_hash(campaign),
+                    candidates=(*fresh.values(), *kept),
+                    decode=self.config.decode,
+                    ts=self._clock.now_ms(),
+                )
+            )
+        return pools
+
+    def _candidates(self, campaign: Campaign, texts: Sequence[Sample], prompt: Prompt) -> dict[str, Candidate]:
+        """Distinct texts by variant, each judged by the gate; a text sampled twice counts twice."""
+        found: dict[str, Candidate] = {}
+        controls = {variant_id(campaign.campaign_id, control) for control in campaign.controls}
+        surprises = self._policy.surprise([prompt] * len(texts), [text.token_ids for text in texts], self.config.decode)
+        for sample, surprise in zip(texts, surprises, strict=True):
+            slots = {name: fill(campaign, text) for name, text in sample.slots.items()}
+            name = variant_id(campaign.campaign_id, slots)
+            known = found.get(name)
+            if known is not None:
+                found[name] = msgspec.structs.replace(known, count=known.count + 1)
+                continue
+            reason = "unfinished" if not sample.finished else self._gate(campaign, slots)
+            if reason is None and surprise > self.config.most_surprise:
+                reason = "unlikely"
+            if reason is None and name in controls:
+                # The pool holds no control: the comparison between the two would blur.
+                reason = "control"
+            found[name] = Candidate(
+                variant_id=name,
+                slots=slots,
+                token_ids=sample.token_ids,
+                log_probs=sample.log_probs,
+                rejected=reason,
+                embedding=sample.embedding,
+            )
+        return found
+
+    def _kept(self, campaign: Campaign, segment: str, fresh: Mapping[str, Candidate]) -> list[Candidate]:
+        """The best texts of the pool before, by the critic's mean; they may be shown, but are no samples of this
+        version."""
+        before = self._pools.get((campaign.tenant, campaign.campaign_id, segment))
+        if before is None or self._critic is None or before.campaign_hash != campaign_hash(campaign):
+            return []
+        texts = [
+            candidate
+            for candidate in before.candidates
+            if candidate.rejected is None
+            and candidate.variant_id not in fresh
+            and self._gate(campaign, candidate.slots) is None
+        ]
+        if not texts:
+            return []
+        scores = self._critic.score(self._critic.encode(campaign, segment, texts), {}).mean(axis=0)
+        best = np.argsort(-scores, kind="stable")[: self.config.kept]
+        return [Candidate(variant_id=texts[at].variant_id, slots=texts[at].slots, count=0, kept=True) for at in best]

@@ -1,0 +1,121 @@
+"""What an operator may do to policies and the learner: promote, roll back, pause, resume."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from optimizer.clock import Clock
+from optimizer.stream.log import Append, EventLog
+from optimizer.types import PolicyRecord, Stage, to_json
+from serving.problems import Problem, conflict, not_found
+from serving.views import Views
+
+PAUSED_FILE = "learner.paused"
+
+
+class Operator:
+    """Changes stages by appending to `policies`, and pauses the learner, which may be another process, by a file."""
+
+    def __init__(
+        self,
+        log: EventLog,
+        clock: Clock,
+        views: Views,
+        data: Path,
+        kept: Callable[[str], bool] = lambda _version: True,
+    ) -> None:
+        """`kept` says whether a version's files are still there: one without them can never go live."""
+        self._log = log
+        self._clock = clock
+        self._views = views
+        self._data = data
+        self._kept = kept
+
+    def policies(self) -> list[dict[str, Any]]:
+        """Every version, oldest record first; `serving` marks the live one."""
+        live = self._views.live()
+        return [
+            {**msgspec.to_builtins(record), "serving": live is not None and record.version == live.version}
+            for record in self._views.policies()
+        ]
+
+    def promote(self, version: str) -> PolicyRecord:
+        """Make the version live. Raises Problem 404; 409 where it is live already or was rolled back."""
+        with self._views.lock:
+            record = self._known(version)
+            live = self._views.live()
+            if live is not None and live.version == version:
+                raise conflict("version", version, "a version that is not live", "there is nothing to do")
+            if record.stage == "rolled_back":
+                raise conflict("version", version, "a version that was not rolled back", "promote another version")
+            if not self._kept(version):
+                raise conflict("version", version, "a version whose files are kept", "promote a newer version")
+            return self._append(self._staged(record, "live"))[-1]
+
+    def rollback(self, version: str) -> PolicyRecord:
+        """Take the version out of use; where it was live, its nearest parent that is not rolled back is live again.
+
+        Returns the record that is live afterwards. Raises Problem 404; 409 where it is rolled back already, or is live
+        and has no parent to go back to.
+        """
+        with self._views.lock:
+            record = self._known(version)
+            if record.stage == "rolled_back":
+                raise conflict("version", version, "a version that is not rolled back yet", "there is nothing to do")
+            live = self._views.live()
+            if live is not None and live.version != version:
+                self._append(self._staged(record, "rolled_back"))
+                return live
+            parent = self._nearest_parent(record)
+            if parent is None:
+                raise conflict("version", version, "a version with a parent to go back to", "promote another one first")
+            return self._append(self._staged(record, "rolled_back"), self._staged(parent, "live"))[-1]
+
+    def pause(self) -> None:
+        """The learner takes no further increment, also after a restart, until `resume`."""
+        paused = self._data / PAUSED_FILE
+        # O_CREAT alone is atomic: the file is there or not, its content says nothing.
+        os.close(os.open(paused, os.O_CREAT | os.O_WRONLY, 0o644))
+
+    def resume(self) -> None:
+        (self._data / PAUSED_FILE).unlink(missing_ok=True)
+
+    def paused(self) -> bool:
+        return (self._data / PAUSED_FILE).exists()
+
+    def _known(self, version: str) -> PolicyRecord:
+        self._views.refresh_tables()
+        record = self._views.policy(version)
+        if record is None:
+            raise not_found("version", version)
+        return record
+
+    def _nearest_parent(self, record: PolicyRecord) -> PolicyRecord | None:
+        seen = {record.version}
+        while record.parent is not None and record.parent not in seen:
+            parent = self._views.policy(record.parent)
+            if parent is None or (parent.stage != "rolled_back" and self._kept(parent.version)):
+                return parent
+            seen.add(parent.version)
+            record = parent
+        return None
+
+    def _staged(self, record: PolicyRecord, stage: Stage) -> PolicyRecord:
+        evidence = {**record.evidence, "by": "operator"}
+        return msgspec.structs.replace(record, stage=stage, ts=self._clock.now_ms(), evidence=evidence)
+
+    def _append(self, *records: PolicyRecord) -> tuple[PolicyRecord, ...]:
+        self._log.append([Append("policies", record.version, to_json(record)) for record in records])
+        self._views.refresh_tables()
+        return records
+
+
+def storage_problem(error: OSError) -> Problem:
+    """503 for a log that does not take what must be durable before the answer."""
+    detail = "the log cannot be written: nothing of this request was accepted"
+    return Problem(503, f"{detail} ({error.strerror or error})", headers={"Retry-After": "5"})

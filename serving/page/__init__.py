@@ -1,0 +1,1 @@
+"""The live page's own files (assets/) and what renders it."""

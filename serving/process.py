@@ -1,0 +1,178 @@
+"""One server process put together: views, service, application, and the roles that run beside them in threads."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from optimizer.clock import Clock
+from optimizer.stream.log import EventLog
+from optimizer.stream.tokens import TokenKeys
+from serving.app import build_app
+from serving.auth import KeyRing
+from serving.board import LearnerState, LiveBoard
+from serving.guardrails import Gate
+from serving.health import Health, Metrics
+from serving.live import live_router
+from serving.loop import RoleThread, Steps
+from serving.operate import Operator
+from serving.roles import (
+    Joining,
+    LearningOnce,
+    PromptGuard,
+    Writer,
+    load_critic,
+    make_generator,
+    make_learner,
+    policies_folder,
+)
+from serving.routes import Parts
+from serving.service import AdService
+from serving.views import Views
+
+GAUGES_EVERY_S = 0.25
+STOP_S = 2.0  # how long all roles together may take to end; HTTP has had its own grace before
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a process is started with; `model` None means the tiny model."""
+
+    data: Path
+    log_url: str
+    api_keys: KeyRing
+    token_keys: TokenKeys
+    all_roles: bool = False
+    model: str | None = None
+
+
+class Process:
+    """The parts of one process and their life. `fault` is None, or the sentence of the fault that ended it."""
+
+    def __init__(self, settings: Settings, log: EventLog, clock: Clock) -> None:
+        self.fault: str | None = None
+        self._settings = settings
+        self._log = log
+        self._clock = clock
+        self._stopping = threading.Event()
+        self._roles: list[RoleThread] = []
+        self._on_fatal: Callable[[], None] = self._stopping.set
+        self.board = LiveBoard()
+        self.views = Views(log, load_critic(settings.data), Gate().check, self.board)
+        self._joining = Joining()
+        self._writer = Writer()
+        self._prompts = PromptGuard(settings.data, settings.all_roles, settings.model)
+        # Ids must never repeat between processes, so production draws its seed from the operating system.
+        rng = np.random.default_rng(int.from_bytes(os.urandom(32), "little"))
+        self.service = AdService(
+            log,
+            clock,
+            rng,
+            settings.token_keys,
+            self.views,
+            prompt_limit=self._prompts,
+            fresh=self._writer.fresh if settings.all_roles else None,
+        )
+        self.operator = Operator(log, clock, self.views, settings.data, self._kept)
+        self.health = Health(self.views, log_refuses=self.service.log_refuses)
+        self.parts = Parts(self.service, self.operator, settings.api_keys, self.health, Metrics(self._gauges()))
+        self.app = build_app(self.parts, live_router(self.board, clock))
+
+    def start(self, on_fatal: Callable[[], None]) -> None:
+        """Start the roles. `on_fatal` is called, in a role's thread, once `fault` is set."""
+        self._on_fatal = on_fatal
+        self._add("views", lambda: _Following(self))
+        if self._settings.all_roles:
+            self._add_background()
+        for role in self._roles:
+            role.start()
+
+    def _add_background(self) -> None:
+        settings, log, clock = self._settings, self._log, self._clock
+        opened = LearningOnce(settings.data, settings.model)
+        seed = int.from_bytes(os.urandom(7), "little")
+        self._add("joiner", lambda: self._joining.role(log, settings.data, settings.token_keys, clock))
+        self._add("learner", lambda: make_learner(log, opened, clock), self.operator.paused)
+        self._add(
+            "generator", lambda: self._writer.role(lambda: make_generator(log, opened, clock, seed, self._prompts))
+        )
+
+    def _kept(self, version: str) -> bool:
+        return (policies_folder(self._settings.data) / version / "manifest.json").is_file()
+
+    def show_gauges(self) -> None:
+        """Tell the page what no record of the log says."""
+        if not self._settings.all_roles:
+            self.board.set_gauges(learner="paused" if self.operator.paused() else "running")
+            return
+        state = self.health.roles["learner"]
+        learner: LearnerState = "halted"
+        if state in ("running", "paused"):
+            learner = "paused" if self.operator.paused() else "running"
+        elif state == "starting":
+            learner = "waiting"
+        reason = {"halted": state, "waiting": "the language model is being prepared"}.get(learner, "")
+        self.board.set_gauges(self._joining.events_waiting, self._joining.open_decisions, learner, reason)
+
+    def closing(self) -> None:
+        """The end has come: open event streams end."""
+        self.board.close()
+
+    def ready(self) -> bool:
+        """True once the log has been read and requests can be answered."""
+        return self.health.started
+
+    def stop(self) -> bool:
+        """End the roles; returns whether every thread has ended in time."""
+        self._stopping.set()
+        deadline = time.monotonic() + STOP_S
+        ended = [role.join(max(0.0, deadline - time.monotonic())) for role in self._roles]
+        self.parts.close()
+        if all(ended):
+            self.views.close()
+        return all(ended)
+
+    def _add(self, name: str, make: Callable[[], Steps], paused: Callable[[], bool] = lambda: False) -> None:
+        self._roles.append(RoleThread(name, make, self.health, self._stopping, self._fail, paused))
+
+    def _fail(self, fault: str) -> None:
+        if self.fault is None:
+            self.fault = fault
+        self._on_fatal()
+
+    def _gauges(self) -> dict[str, Callable[[], float]]:
+        return {
+            "adloop_bad_records": lambda: self.views.bad_records,
+            "adloop_refused_versions": lambda: self.views.refused_versions,
+            "adloop_role_restarts": lambda: sum(role.restarts for role in self._roles),
+            "adloop_outcomes_remembered": lambda: len(self.views.ledger),
+            "adloop_outcomes_forgotten": lambda: self.views.ledger.forgotten,
+            "adloop_joiner_lag_records": lambda: self._joining.events_waiting,
+            "adloop_joiner_open_decisions": lambda: self._joining.open_decisions,
+            "adloop_quarantined_records": lambda: sum(self._joining.quarantined.values()),
+        }
+
+
+class _Following:
+    """The role that keeps the views in step with the log, and the page's gauges in step with the other roles."""
+
+    def __init__(self, process: Process) -> None:
+        self._process = process
+        self._looked = 0.0
+
+    def step(self) -> int:
+        process = self._process
+        count = process.views.refresh()
+        if not process.health.started and not count:
+            process.health.started = process.views.caught_up()
+        now = time.monotonic()
+        if now - self._looked > GAUGES_EVERY_S:
+            self._looked = now
+            process.show_gauges()
+        return count

@@ -1,0 +1,257 @@
+"""The background roles of `--all`, built in their threads, and what serving needs of the language model.
+
+The learning side is imported when a role is made: the server itself is up before torch is loaded.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from optimizer.clock import Clock
+from optimizer.errors import FieldError
+from optimizer.learning.prompt import build_prompt
+from optimizer.stream.joiner import Joiner
+from optimizer.stream.log import EventLog
+from optimizer.stream.tokens import TokenKeys
+from optimizer.types import Campaign, PolicyRecord, Pool
+from serving.guardrails import Gate
+from serving.loop import Steps
+from serving.problems import unavailable
+
+if TYPE_CHECKING:
+    from optimizer.learning.policy import LanguagePolicy
+    from optimizer.learning.run import Learning
+    from optimizer.learning.tokenizer import TextCodec
+    from optimizer.learning.view import CriticView
+    from serving.generator import Generator
+
+logger = logging.getLogger(__name__)
+
+SURE_PROMPT_BYTES = 256  # the tiny model takes 256 tokens, and no text has more byte-level BPE tokens than bytes
+FRESH_WAIT_S = 0.05
+FIGURES_EVERY_S = 0.25
+# transformers is safe for neither of two things in two threads at once: its lazy import, and building a model from
+# files (while it does, torch makes tensors without data in every thread).
+LOADING = threading.RLock()
+
+
+def policies_folder(data: Path) -> Path:
+    """Where the versions of a data folder stand."""
+    return data / "policies"
+
+
+def load_critic(data: Path) -> Callable[[PolicyRecord], CriticView]:
+    """Gives the critic of a policy version out of the data folder's store. Raises StoreError where it is refused."""
+
+    def load(record: PolicyRecord) -> CriticView:
+        with LOADING:
+            from optimizer.learning.view import CriticView
+            from optimizer.store import PolicyStore
+
+        content = PolicyStore(policies_folder(data)).critic_bytes(record.version)
+        return CriticView.from_bytes(content, record.version)
+
+    return load
+
+
+class LearningOnce:
+    """The data folder's base model and store, opened by the role that asks first; it may train the tiny model."""
+
+    def __init__(self, data: Path, model: str | None) -> None:
+        self._data = data
+        self._model = model
+        self._lock = threading.Lock()
+        self._learning: Learning | None = None
+
+    def get(self) -> Learning:
+        """Raises ConfigError for a model that cannot be had."""
+        with self._lock:
+            if self._learning is None:
+                with LOADING:
+                    from optimizer.learning.run import open_learning
+
+                self._learning = open_learning(self._data, self._model, _Told())
+            return self._learning
+
+
+class _Told:
+    """Progress of the training as lines in the server's log, one a stage."""
+
+    def __init__(self) -> None:
+        self._stage = ""
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        if what and what.split(",")[0] != self._stage:
+            self._stage = what.split(",")[0]
+            logger.info("tiny language model: %s", what)
+
+
+def share_processor() -> None:
+    """Leave a core to the requests: the calling thread's tensor work takes all but one."""
+    import torch
+
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) - 1))
+
+
+class Writer:
+    """The generator as a role, and as the sampler of `fresh` requests. Requests go first: a step waits for them."""
+
+    def __init__(self) -> None:
+        self._generator: Generator | None = None
+        self._turn = threading.Lock()
+        self._asking = 0
+
+    def role(self, make: Callable[[], Generator]) -> Steps:
+        """Build the generator (in its thread) and offer it to `fresh`."""
+        self._generator = make()
+        return self
+
+    def step(self) -> bool:
+        """One step of the generator, unless a request is waiting for it."""
+        generator = self._generator
+        if generator is None or self._asking:
+            return False
+        with self._turn:
+            return generator.step()
+
+    def close(self) -> None:
+        self._generator = None
+
+    def fresh(self, campaign: Campaign, segment: str, cancelled: Callable[[], bool]) -> Pool | None:
+        """A pool for one request; None while there is no model or no version, or when the request was cancelled."""
+        self._asking += 1
+        try:
+            while not self._turn.acquire(timeout=FRESH_WAIT_S):
+                if cancelled():
+                    return None
+            try:
+                return self._sample(campaign, segment, cancelled)
+            finally:
+                self._turn.release()
+        finally:
+            self._asking -= 1
+
+    def _sample(self, campaign: Campaign, segment: str, cancelled: Callable[[], bool]) -> Pool | None:
+        from optimizer.learning.policy import Cancelled
+
+        generator = self._generator
+        if generator is None:
+            return None
+        try:
+            return generator.fresh(campaign, segment, cancelled)
+        except Cancelled:
+            return None
+
+
+class PromptGuard:
+    """Refuses a campaign whose prompt is longer than the model takes, at PUT: nothing is ever cut silently.
+
+    While the model is being made (`expected`), what is too long to be sure about is answered with 503.
+    """
+
+    def __init__(self, data: Path, expected: bool, model: str | None = None) -> None:
+        self._data = data
+        self._given = Path(model).expanduser() if model is not None else None
+        self._expected = expected
+        self._known: tuple[TextCodec, int] | None = None
+
+    def __call__(self, campaign: Campaign) -> FieldError | None:
+        """The refused field, or None. Raises Problem 503."""
+        texts = [build_prompt(campaign, segment).text for segment in campaign.segments]
+        short = max(len(text.encode()) for text in texts) <= SURE_PROMPT_BYTES
+        if short and self._known is None and (self._given is None or not self._given.is_dir()):
+            return None
+        known = self._find()
+        if known is None:
+            if self._expected:
+                raise unavailable("the model is being prepared", "send the campaign again in a minute", "product")
+            return None
+        with LOADING:
+            from optimizer.learning.run import Learning
+        return Learning.prompt_limit(*known, campaign)
+
+    def learnt(self, policy: LanguagePolicy) -> None:
+        """Take tokenizer and limit from a policy that has been loaded."""
+        self._known = (policy.codec, policy.max_prompt_tokens)
+
+    def _find(self) -> tuple[TextCodec, int] | None:
+        """Tokenizer and limit of the data folder's base model; None where none has been settled yet."""
+        with LOADING:
+            folder = self._folder()
+            if self._known is None and folder is not None and (folder / "config.json").is_file():
+                from optimizer.learning.tokenizer import TextCodec
+
+                shape = json.loads((folder / "config.json").read_text())
+                positions = int(shape.get("max_position_embeddings") or shape.get("n_positions") or 1024)
+                self._known = (TextCodec.load(folder), min(positions // 2, 1024))
+            return self._known
+
+    def _folder(self) -> Path | None:
+        """Where the model's files stand; None while that is not settled, or it is known by a hub name only."""
+        pin = self._data / "base.json"
+        if not pin.is_file():
+            return self._given
+        model = json.loads(pin.read_text())["model"]
+        return self._data / "base" if model is None else Path(model).expanduser()
+
+
+def make_generator(log: EventLog, opened: LearningOnce, clock: Clock, seed: int, guard: PromptGuard) -> Generator:
+    """The generator over the data folder's model. Raises ConfigError."""
+    learning = opened.get()
+    with LOADING:
+        from serving.generator import Generator
+
+        share_processor()
+        generator = Generator(log, learning.store, learning.base, clock, Gate().check, seed)
+    guard.learnt(generator.policy)
+    return generator
+
+
+def make_learner(log: EventLog, opened: LearningOnce, clock: Clock) -> Steps:
+    """The learner over the data folder's model. Raises ConfigError."""
+    learning = opened.get()
+    with LOADING:
+        share_processor()
+        return learning.learner(log, clock)
+
+
+class Joining:
+    """The joiner as a role, and its figures as of a moment ago for other threads."""
+
+    def __init__(self) -> None:
+        self.events_waiting = 0
+        self.open_decisions = 0
+        self.quarantined: dict[str, int] = {}
+        self._joiner: Joiner | None = None
+        self._looked = 0.0
+
+    def role(self, log: EventLog, data: Path, keys: TokenKeys, clock: Clock) -> Steps:
+        """Open the joiner's state in `DIR/joiner`. Raises ConfigError where it is another log's or in use."""
+        self._joiner = Joiner(log, data / "joiner", keys, clock)
+        return self
+
+    def step(self) -> int:
+        """One step of the joiner; its figures are taken now and then, in its own thread."""
+        joiner = self._joiner
+        if joiner is None:
+            return 0
+        done = joiner.step()
+        now = time.monotonic()
+        if now - self._looked > FIGURES_EVERY_S:
+            self._looked = now
+            self.events_waiting, self.open_decisions = joiner.lag(), joiner.open_decisions
+            quarantined = joiner.counts["quarantined"]
+            self.quarantined = dict(quarantined) if isinstance(quarantined, dict) else {}
+        return done
+
+    def close(self) -> None:
+        if self._joiner is not None:
+            self._joiner.close()
+            self._joiner = None

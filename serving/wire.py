@@ -1,0 +1,141 @@
+"""Bytes to typed values, strictly: what is not JSON is told apart from JSON that does not fit; errors name the field.
+
+RFC 8259 leaves open what to do with duplicate names and lone surrogates; here both are refused (RFC 7493, I-JSON), as
+are NaN and Infinity, which Python's own parser would let through.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterable
+from typing import Any, NoReturn, TypeVar
+
+import msgspec
+
+from optimizer.errors import AdloopError, BadInput, FieldError
+
+T = TypeVar("T")
+MAX_GOT_CHARS = 80
+MAX_INTEGER_DIGITS = 300  # more would overflow a double
+_ESCAPED_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
+_AT = re.compile(r" - at `(.*)`$")
+_PLACE = re.compile(r"\.([^.\[\]]+)|\[(\d+)\]")
+
+
+class NotJSON(AdloopError):
+    """The body is no JSON text; `detail` says why."""
+
+
+class _Duplicate(ValueError):
+    """A name stands twice in one object."""
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise _Duplicate(f"the name {shown(twice)} stands twice in one object")
+    return found
+
+
+def _constant(name: str) -> NoReturn:
+    raise _Duplicate(f"{name} is not JSON")
+
+
+def _integer(digits: str) -> int | float:
+    # Infinity marks a number that overflows, whatever its notation; the caller refuses it by name.
+    if len(digits) > MAX_INTEGER_DIGITS:
+        return -math.inf if digits.startswith("-") else math.inf
+    return int(digits)
+
+
+def decode_json(raw: bytes) -> object:
+    """The value of a JSON text. Numbers that overflow a double come back as infinite: see `overflowing`.
+
+    Raises:
+      NotJSON: not UTF-8, not JSON, a name twice in an object, a lone surrogate, or nested too deep.
+    """
+    try:
+        value = json.loads(raw.decode("utf-8"), object_pairs_hook=_object, parse_constant=_constant, parse_int=_integer)
+        if _ESCAPED_SURROGATE.search(raw):
+            # A pair has become one character by now; only a lone surrogate cannot be encoded.
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
+    except UnicodeDecodeError as error:
+        raise NotJSON(f"invalid UTF-8 at byte {error.start}") from error
+    except UnicodeEncodeError as error:
+        raise NotJSON("a lone surrogate: \\ud800 to \\udfff must come in pairs") from error
+    except RecursionError as error:
+        raise NotJSON("nested too deep") from error
+    except ValueError as error:
+        raise NotJSON(str(error)) from error
+    return value
+
+
+def overflowing(value: object, path: str = "") -> str | None:
+    """The path of the first number that overflows a double (1e400), or None."""
+    if isinstance(value, float):
+        return None if math.isfinite(value) else (path or "body")
+    inside: Iterable[tuple[str, object]]
+    if isinstance(value, dict):
+        inside = ((f"{path}.{name}" if path else name, item) for name, item in value.items())
+    elif isinstance(value, list):
+        inside = ((f"{path}[{index}]", item) for index, item in enumerate(value))
+    else:
+        return None
+    return next((found for at, item in inside if (found := overflowing(item, at)) is not None), None)
+
+
+def refuse_overflow(value: object) -> None:
+    """Raises BadInput where a number overflows."""
+    path = overflowing(value)
+    if path is not None:
+        raise BadInput(FieldError(path, "a number that overflows", "a number within 1.8e308", "send a smaller number"))
+
+
+def shown(value: object) -> str:
+    """A short JSON rendering of what came, safe to put into an error."""
+    try:
+        text = json.dumps(value, ensure_ascii=True)
+    except (TypeError, ValueError):
+        text = ascii(value)
+    return text if len(text) <= MAX_GOT_CHARS else text[: MAX_GOT_CHARS - 3] + "..."
+
+
+def convert(value: object, kind: type[T]) -> T:
+    """`value`, as parsed from JSON, as a `kind`. Raises BadInput with the path, what came and what was expected."""
+    try:
+        return msgspec.convert(value, kind, strict=True)
+    except msgspec.ValidationError as error:
+        raise BadInput(field_error(str(error), value)) from error
+
+
+def field_error(message: str, value: object) -> FieldError:
+    """Turn msgspec's sentence ("Expected `int`, got `str` - at `$.count`") into the error's four parts."""
+    at = _AT.search(message)
+    message = _AT.sub("", message)
+    path = (at.group(1) if at else "$").removeprefix("$")
+    name = path.removeprefix(".")
+    if unknown := re.fullmatch(r"Object contains unknown field `(.*)`", message):
+        which = unknown.group(1) or '""'
+        field = f"{name}.{which}" if name else which
+        return FieldError(field[:MAX_GOT_CHARS], "an unknown field", "only the fields of the contract", "leave it out")
+    if missing := re.fullmatch(r"Object missing required field `(.*)`", message):
+        field = f"{name}.{missing.group(1)}" if name else missing.group(1)
+        return FieldError(field, "nothing", "a value", "add it: it is required")
+    expected = re.sub(r", got `.*`$", "", message).removeprefix("Expected ").replace("`", "")
+    return FieldError(name or "body", _got(value, path), expected, "send a value of that kind")
+
+
+def _got(value: object, path: str) -> str:
+    """What stands at msgspec's path; the whole value where the path has wildcards."""
+    for name, index in _PLACE.findall(path):
+        if isinstance(value, dict) and name in value:
+            value = value[name]
+        elif isinstance(value, list) and index and int(index) < len(value):
+            value = value[int(index)]
+        else:
+            break
+    return shown(value)

@@ -1,0 +1,72 @@
+"""What every verb of the command line shares: exit statuses, one-sentence errors, JSON as the last line, checked
+numbers.
+
+Exit status: 0 done (also after SIGTERM and Ctrl-C), 1 failed with the reason on stderr in a sentence, 2 wrong usage.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from optimizer.errors import AdloopError
+
+
+def execute(work: Callable[[], int]) -> int:
+    """Run a verb; returns its exit status, with expected errors told in a sentence. Others are bugs and stay
+    tracebacks."""
+    before = signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        status = work()
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        return 0
+    except BrokenPipeError:
+        # Who reads our output has had enough (`| head`). Nothing must be written to it while Python shuts down.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except (AdloopError, OSError) as error:
+        print(f"adloop: {error}", file=sys.stderr)
+        return 1
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    return status
+
+
+def answer(figures: dict[str, Any], show: Callable[[dict[str, Any]], str], as_json: bool) -> int:
+    """Print a verb's figures: as one JSON object on the last line, or as a person reads them."""
+    print(json.dumps(figures, allow_nan=False) if as_json else show(figures))
+    return 0
+
+
+def line(record: object) -> None:
+    """One JSON object on one line of stdout, in UTF-8 whatever the terminal's encoding."""
+    sys.stdout.flush()
+    sys.stdout.buffer.write(msgspec.json.encode(record) + b"\n")
+
+
+def positive(text: str) -> int:
+    """For argparse: a whole number from 1."""
+    return _number(text, 1)
+
+
+def whole(text: str) -> int:
+    """For argparse: a whole number from 0."""
+    return _number(text, 0)
+
+
+def _number(text: str, least: int) -> int:
+    if not (text.isascii() and text.isdigit()) or not least <= int(text) < 2**31:
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected a whole number from {least}")
+    return int(text)
+
+
+def _interrupt(signal_number: int, frame: object) -> None:
+    raise KeyboardInterrupt

@@ -1,0 +1,109 @@
+"""Policies that Adloop is measured against: uniform, Thompson sampling and UCB1 over a fixed set of arms.
+
+A peer plays many independent bandits ("rows": one headline test each, or one campaign and segment) at once, so that a
+whole round of a replay is one array operation. It knows how many arms a row has and the clicks that came back,
+nothing else.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+PRIOR_ALPHA, PRIOR_BETA = 1.0, 75.0
+
+
+class Peer(Protocol):
+    """A bandit policy over rows of arms.
+
+    `choose` picks for each of R distinct rows the arms of its next `count` impressions, before any of them is answered:
+    int[R, count]. `update` gives the rewards of what was shown, same shapes. Rewards are 0 or 1."""
+
+    name: str
+
+    def choose(self, rows: Ints, count: int, rng: np.random.Generator) -> Ints: ...
+
+    def update(self, rows: Ints, arms: Ints, rewards: Floats) -> None: ...
+
+
+class _Counting:
+    """What the peers share: which arms exist, and each arm's impressions and clicks so far, float[rows, max arms]."""
+
+    def __init__(self, arms: Ints) -> None:
+        """`arms`: int[rows], each row's number of arms, at least 1."""
+        if arms.ndim != 1 or not len(arms) or arms.min() < 1:
+            raise ValueError(f"arms: got {arms!r}, expected one count >= 1 for each row")
+        self.arms = arms
+        self.exists = np.arange(arms.max())[None, :] < arms[:, None]
+        self.impressions: Floats = np.zeros(self.exists.shape)
+        self.clicks: Floats = np.zeros(self.exists.shape)
+
+    def update(self, rows: Ints, arms: Ints, rewards: Floats) -> None:
+        """Count rewards [R, count] of the arms shown."""
+        if arms.shape != rewards.shape or len(rows) != len(arms):
+            raise ValueError(
+                f"expected rows [R], arms and rewards [R, count], got {rows.shape}, {arms.shape}, {rewards.shape}"
+            )
+        at = np.broadcast_to(rows[:, None], arms.shape)
+        np.add.at(self.impressions, (at, arms), 1.0)
+        np.add.at(self.clicks, (at, arms), rewards)
+
+
+class Uniform(_Counting):
+    """Each arm with the same probability, for ever: the baseline."""
+
+    name = "uniform"
+
+    def choose(self, rows: Ints, count: int, rng: np.random.Generator) -> Ints:
+        chosen: Ints = (rng.random((len(rows), count)) * self.arms[rows][:, None]).astype(np.int64)
+        return chosen
+
+
+class ThompsonSampling(_Counting):
+    """Beta-Bernoulli Thompson sampling (Thompson 1933; Chapelle, Li 2011, "An Empirical Evaluation of Thompson
+    Sampling").
+
+    Every impression draws anew from the posteriors as they stood when the batch began. Prior Beta(1, 75), for click
+    rates near 1.3 %."""
+
+    name = "thompson"
+
+    def choose(self, rows: Ints, count: int, rng: np.random.Generator) -> Ints:
+        alpha = PRIOR_ALPHA + self.clicks[rows]
+        beta = PRIOR_BETA + self.impressions[rows] - self.clicks[rows]
+        draws = rng.beta(alpha[:, None, :], beta[:, None, :], size=(len(rows), count, alpha.shape[1]))
+        chosen: Ints = np.where(self.exists[rows][:, None, :], draws, -1.0).argmax(axis=2)
+        return chosen
+
+
+class UCB1(_Counting):
+    """UCB1 (Auer, Cesa-Bianchi, Fischer 2002) with the Bernoulli variance in place of the worst case, 1/4:
+
+    index_i = rate_i + sqrt(2 v ln N / n_i), v = m (1 - m) with m the row's pooled click rate under the prior Beta(1,
+    75). Within a batch the impressions already given out count in n_i and N, their rewards do not yet: without that a
+    whole batch would go to one arm. Arms never shown come first, the lowest index first."""
+
+    name = "ucb"
+
+    def choose(self, rows: Ints, count: int, rng: np.random.Generator) -> Ints:
+        shown, clicks = self.impressions[rows].copy(), self.clicks[rows]
+        pooled = (clicks.sum(axis=1) + PRIOR_ALPHA) / (shown.sum(axis=1) + PRIOR_ALPHA + PRIOR_BETA)
+        variance = (pooled * (1.0 - pooled))[:, None]
+        rate = np.divide(clicks, shown, out=np.zeros_like(clicks), where=shown > 0)
+        every = np.arange(len(rows))
+        chosen = np.empty((len(rows), count), dtype=np.int64)
+        for slot in range(count):
+            total = np.maximum(shown.sum(axis=1, keepdims=True), 1.0)
+            width = np.sqrt(2.0 * variance * np.log(total) / np.maximum(shown, 1.0))
+            index = np.where(shown > 0, rate + width, np.inf)
+            chosen[:, slot] = np.where(self.exists[rows], index, -np.inf).argmax(axis=1)
+            shown[every, chosen[:, slot]] += 1.0
+        return chosen
+
+
+PEERS: tuple[type[Uniform] | type[ThompsonSampling] | type[UCB1], ...] = (Uniform, ThompsonSampling, UCB1)

@@ -1,0 +1,80 @@
+"""`adloop log dump` and `adloop quarantine list|replay`: what stands in a log, as JSON lines."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from contextlib import closing
+from typing import get_args
+
+from optimizer.errors import AdloopError
+from optimizer.stream.dump import dump
+from optimizer.stream.log import TOPICS, EventLog
+from optimizer.stream.open import open_log, sqlite_path
+from optimizer.stream.quarantine import Place, list_, replay
+from optimizer.types import Reason
+from simulators.command import execute, line
+
+
+def main(argv: Sequence[str]) -> int:
+    """`adloop log ...` and `adloop quarantine ...`; `argv` begins with the verb."""
+    options = _parser().parse_args(argv)
+    return execute(lambda: _run(options))
+
+
+def existing_log(url: str) -> EventLog:
+    """The log at `url`, which must be there: a mistyped path must not make an empty one. Raises AdloopError."""
+    path = sqlite_path(url)
+    if path is not None and not path.is_file():
+        raise AdloopError(f"log: got {url!r}, expected an existing log; there is no file {path}")
+    return open_log(url)
+
+
+def _run(options: argparse.Namespace) -> int:
+    with closing(existing_log(options.url)) as log:
+        if options.verb == "log":
+            for record in dump(log, options.topic):
+                line(record)
+        elif options.action == "list":
+            for refused in list_(log, options.reason):
+                line(refused)
+        else:
+            done = replay(log, options.reason, options.place)
+            for place in done.replayed:
+                line({**place._asdict(), "status": "replayed"})
+            for skipped in done.skipped:
+                line({**skipped.place._asdict(), "status": "skipped", "why": skipped.why})
+    return 0
+
+
+def _place(text: str) -> Place:
+    topic, _, rest = text.partition("/")
+    partition, _, offset = rest.partition("/")
+    if not (topic and partition.isascii() and partition.isdigit() and offset.isascii() and offset.isdigit()):
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected TOPIC/PARTITION/OFFSET")
+    return Place(topic, int(partition), int(offset))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="adloop")
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    logs = verbs.add_parser("log", description="Look into a log.").add_subparsers(dest="action", required=True)
+    dumping = logs.add_parser("dump", description="A topic's records, {partition, offset, key, value} a line.")
+    dumping.add_argument("url", metavar="URL", help="sqlite:///PATH")
+    dumping.add_argument("topic", metavar="TOPIC", choices=TOPICS, help=", ".join(TOPICS))
+    quarantine = verbs.add_parser("quarantine", description="Records that were refused.")
+    actions = quarantine.add_subparsers(dest="action", required=True)
+    for action, description in (
+        ("list", "The refused records, each once, a line each."),
+        ("replay", "Append refused records to their own topics again, where they are judged anew."),
+    ):
+        sub = actions.add_parser(action, description=description)
+        sub.add_argument("--log", dest="url", metavar="URL", required=True, help="sqlite:///PATH")
+        sub.add_argument(
+            "--reason", action="append", choices=get_args(Reason), help="only this reason; may stand several times"
+        )
+        if action == "replay":
+            sub.add_argument(
+                "--place", action="append", type=_place, metavar="TOPIC/PARTITION/OFFSET", help="only this record"
+            )
+    return parser

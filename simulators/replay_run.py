@@ -1,0 +1,196 @@
+"""`adloop replay`: loads a file of headline tests, plays every policy through a sample of them, prints what each
+captured."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from optimizer.errors import BadInput, FieldError
+from simulators.command import answer, execute, positive, whole
+from simulators.peers import PEERS
+from simulators.progress import Bars, Report
+from simulators.replay import HORIZONS, Arena, Played, captured, captured_intervals, merged, play
+from simulators.upworthy import (
+    REFERENCE_RELATIVE_VARIANCE,
+    HeadlineGroup,
+    file_relative_variance,
+    group_rates,
+    read_arms,
+    text_groups,
+)
+from simulators.workers import one_thread, run_jobs
+
+SHARD_GROUPS = 36  # groups that one running system serves; the shards share nothing
+DEFAULT_GROUPS = 144
+SAMPLE_STREAM = 0x5A11
+
+
+@dataclass(frozen=True)
+class Sample:
+    """The groups that are played, their number in the file, and how many there are in all."""
+
+    groups: tuple[HeadlineGroup, ...]
+    numbers: tuple[int, ...]
+    of: int
+
+
+@dataclass(frozen=True)
+class Shard:
+    """What one process plays: the sample's groups `rows`, one system of its own."""
+
+    number: int
+    groups: tuple[HeadlineGroup, ...]
+    arena: Arena
+
+
+def sample_groups(groups: Sequence[HeadlineGroup], wanted: int | None, seed: int) -> Sample:
+    """`wanted` groups drawn without replacement, in the file's order; None or more than there are: all of them."""
+    if wanted is None or wanted >= len(groups):
+        return Sample(tuple(groups), tuple(range(len(groups))), len(groups))
+    numbers = np.sort(np.random.default_rng([SAMPLE_STREAM, seed]).choice(len(groups), wanted, replace=False)).tolist()
+    return Sample(tuple(groups[number] for number in numbers), tuple(numbers), len(groups))
+
+
+def play_shard(shard: Shard, folder: Path, report: Report) -> Played:
+    """Adloop's play over one shard, in an empty folder."""
+    # Imported here: it brings torch, which the peers and the command's help do without.
+    from simulators.replay_adloop import AdloopPeer
+
+    one_thread()
+    with closing(AdloopPeer(shard.groups, folder, shard.arena.seed)) as peer:
+        return play(peer, shard.arena, HORIZONS, report)
+
+
+def run(options: argparse.Namespace) -> dict[str, Any]:
+    """The replay's figures (contracts section 5, and more). Raises BadInput for a file that can't be used."""
+    begun = time.perf_counter()
+    grouped = text_groups(read_arms(options.data), options.keep_broken_weeks)
+    if not grouped.groups:
+        raise BadInput(
+            FieldError(
+                str(options.data),
+                f"no group of two headlines under one image ({grouped.dropped_rows} rows of broken weeks left out)",
+                "at least one group",
+                "give more of the archive, or --keep-broken-weeks",
+            )
+        )
+    estimate = file_relative_variance(grouped.groups)
+    tau2 = estimate if options.relative_variance is None else options.relative_variance
+    sample = sample_groups(grouped.groups, options.groups, options.seed)
+    rates = [group_rates(group, tau2) for group in sample.groups]
+    arena = Arena.of(rates, options.seed, sample.numbers)
+    _say(
+        f"{options.data.name}: {len(grouped.groups)} groups of {grouped.arms} headlines; {grouped.dropped_rows} rows "
+        f"of the weeks of broken randomisation left out; relative variance {tau2:.4f} (this file's own: {estimate:.4f})"
+    )
+    if len(sample.groups) < sample.of:
+        _say(f"a sample of {len(sample.groups)} of {sample.of} groups; --groups all plays all of them")
+    with Bars() as bars:
+        played = [play(peer(arena.arms), arena, HORIZONS, bars.bar(peer.name)) for peer in PEERS]
+        shards = _shards(sample, rates, options.seed)
+        played.append(merged(run_jobs(play_shard, shards, options.processes, bars.bar("adloop"))))
+    return {
+        "groups": len(sample.groups),
+        "arms": int(arena.arms.sum()),
+        "captured": {one.name: captured(one, arena) for one in played},
+        "intervals": {one.name: captured_intervals(one, arena) for one in played},
+        "kind": "simulation from real arm rates",
+        "groups_in_file": sample.of,
+        "relative_variance": tau2,
+        "seed": options.seed,
+        "seconds": round(time.perf_counter() - begun, 1),
+    }
+
+
+def main(argv: Sequence[str]) -> int:
+    """`adloop replay`."""
+    parser = argparse.ArgumentParser(
+        prog="adloop replay",
+        description="Play real headline tests again, as a simulation from their arm rates: Adloop against its peers.",
+    )
+    _add_options(parser)
+    options = parser.parse_args(argv)
+    return execute(lambda: answer(run(options), show, options.json))
+
+
+def show(figures: dict[str, Any]) -> str:
+    """The figures as a table for people."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"Share of the uniform-to-best gap captured, {figures['groups']} groups", title_justify="left")
+    table.add_column("policy")
+    for horizon in HORIZONS:
+        table.add_column(f"{horizon:,} impressions", justify="right")
+    for name, shares in figures["captured"].items():
+        cells = []
+        for horizon, share in shares.items():
+            interval = figures["intervals"][name][horizon]
+            around = "" if interval is None else f"  [{interval[0]:.3f}, {interval[1]:.3f}]"
+            cells.append(f"{share:.3f}{around}")
+        table.add_row(name, *cells)
+    console = Console(width=110)
+    with console.capture() as capture:
+        console.print(table)
+        console.print("A simulation from real arm rates; 95 % intervals over groups. The same draws for every policy.")
+    return capture.get()
+
+
+def _add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--data", required=True, type=Path, metavar="FILE", help="csv of the archive, plain or gzipped")
+    parser.add_argument("--seed", type=whole, default=0, help="of the draws, the sample and the policies (default: 0)")
+    parser.add_argument(
+        "--groups",
+        type=_groups,
+        default=DEFAULT_GROUPS,
+        metavar="N|all",
+        help=f"groups played (default: {DEFAULT_GROUPS})",
+    )
+    parser.add_argument("--keep-broken-weeks", action="store_true", help="keep weeks 201325 to 201401: not causal")
+    parser.add_argument(
+        "--relative-variance",
+        type=_variance,
+        default=REFERENCE_RELATIVE_VARIANCE,
+        metavar="X|estimate",
+        help=f"of true rates inside a group, for shrinkage (default: {REFERENCE_RELATIVE_VARIANCE}, the archive's)",
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
+    parser.add_argument(
+        "--processes", type=positive, default=max(1, os.cpu_count() or 1), metavar="N", help="default: one a core"
+    )
+
+
+def _shards(sample: Sample, rates: Sequence[np.ndarray[Any, np.dtype[np.float64]]], seed: int) -> list[Shard]:
+    shards: list[Shard] = []
+    for start in range(0, len(sample.groups), SHARD_GROUPS):
+        some = slice(start, start + SHARD_GROUPS)
+        arena = Arena.of(rates[some], seed, sample.numbers[some])
+        shards.append(Shard(len(shards), sample.groups[some], arena))
+    return shards
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+def _groups(text: str) -> int | None:
+    return None if text == "all" else positive(text)
+
+
+def _variance(text: str) -> float | None:
+    if text == "estimate":
+        return None
+    value = float(text)
+    if not 0.0 <= value <= 10.0:
+        raise argparse.ArgumentTypeError(f"got {text}, expected 0 to 10, or the word estimate")
+    return value

@@ -1,0 +1,230 @@
+"""Comparisons: the harness counts the world's truth, contenders meet the same arrivals, and the real loop plays."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from optimizer.stream.log import whole
+from optimizer.types import Scalar
+from simulators.adloop_agent import AdloopAgent
+from simulators.cli import main
+from simulators.compare import Job, play, run_job
+from simulators.contenders import NAMES, AdloopContender, BanditContender, contender, control_texts, pool_texts
+from simulators.loop import START_MS, TENANT, Loop, Reaction
+from simulators.peers import ThompsonSampling
+
+GOOD, PLAIN, CONTROL = "Good boots", "Plain boots", "Boots"
+WORLD = "tests.unit.test_compare:Vowels"
+
+
+class Vowels:
+    """One campaign, two segments: segment "a" likes texts with many letters a, "e" with many letters e."""
+
+    interval_ms = 1000
+
+    def __init__(self, seed: int) -> None:
+        self._rng = np.random.default_rng(seed)
+        self.calls: list[str] = []
+        self.arrivals: list[str] = []
+
+    def campaigns(self) -> dict[str, dict[str, Any]]:
+        body = {
+            "product": {"name": "Boots"},
+            "segments": ["a", "e"],
+            "slots": [{"name": "headline", "max_chars": 60}],
+            "controls": [{"headline": CONTROL}],
+            "attribution": {"click_window_ms": 60_000, "conversion_window_ms": 60_000},
+        }
+        return {"boots": body}
+
+    def arrive(self) -> tuple[str, dict[str, Any]]:
+        segment = str(self._rng.choice(["a", "e"]))
+        self.calls.append("arrive")
+        self.arrivals.append(segment)
+        return "boots", {"segment": segment}
+
+    def respond(self, campaign_id: str, context: dict[str, Any], slots: dict[str, str]) -> list[Reaction]:
+        self.calls.append("respond")
+        if self._rng.random() >= self.click_rate(campaign_id, context, slots):
+            return []
+        return [("click", 1500, 0.0), ("conversion", 2500, 20.0)]
+
+    def click_rate(self, campaign_id: str, context: dict[str, Any], slots: dict[str, str]) -> float:
+        return min(0.9, 0.05 + 0.05 * slots["headline"].lower().count(context["segment"]))
+
+    def true_rate(self, campaign_id: str, context: dict[str, Any], slots: dict[str, str]) -> float:
+        return 2 * self.click_rate(campaign_id, context, slots)
+
+    def valid(self, campaign_id: str, slots: dict[str, str]) -> bool:
+        return slots["headline"] != CONTROL
+
+    def oracle_rate(self) -> float:
+        return 0.9
+
+
+class Scripted:
+    """Shows texts in turn and writes down what it was told."""
+
+    def __init__(self, texts: Sequence[str]) -> None:
+        self.texts = texts
+        self.told: list[object] = []
+        self._shown = 0
+
+    def serve(self, campaign_id: str, context: Mapping[str, Scalar]) -> Mapping[str, str]:
+        self._shown += 1
+        self.told.append("serve")
+        return {"headline": self.texts[(self._shown - 1) % len(self.texts)]}
+
+    def feed(self, reactions: Sequence[Reaction]) -> None:
+        self.told.append("feed")
+
+    def advance(self, elapsed_ms: int) -> None:
+        self.told.append(elapsed_ms)
+
+    def increment(self) -> None:
+        self.told.append("increment")
+
+    def kl(self) -> float:
+        return 0.0
+
+    def close(self) -> None:
+        self.told.append("close")
+
+
+def test_play_reports_the_worlds_truth_about_what_was_shown() -> None:
+    world, player = Vowels(1), Scripted(["aaa", "Boots"])
+    shown = play(player, world, 5, increment=2)
+    expected = [0.05 + 0.05 * (3 * (s == "a") if at % 2 == 0 else 0) for at, s in enumerate(world.arrivals)]
+    assert shown.click_rates == pytest.approx(expected)
+    assert shown.rewards == pytest.approx([2 * rate for rate in expected])
+    assert shown.valid.tolist() == [True, False, True, False, True]
+    assert len(shown.texts) == 2
+    assert world.calls == ["arrive", "respond"] * 5
+    first, second = ["serve", "feed"], ["serve", "feed", "increment"]
+    assert player.told == [0, *first, 1000, *second, 2000, *first, 3000, *second, 4000, *first]
+
+
+def test_a_row_holds_the_contracts_fields(tmp_path: Path) -> None:
+    run = run_job(Job("control", WORLD, 3, 200, 64, None), tmp_path, lambda done, of: None)
+    row = run.row
+    assert (row.name, row.seed, row.oracle_ctr, row.kl, row.valid_share, row.distinct_texts) == (
+        *("control", 3, 0.9, 0.0, 0.0, 1),
+    )
+    # "Boots" has neither letter.
+    assert (row.mean_ctr, row.last_tenth_ctr) == pytest.approx((0.05, 0.05))
+    assert row.mean_reward == pytest.approx(0.1)
+    assert run.curve.points[-1] == pytest.approx((200, 0.05))
+
+
+def test_bandits_learn_their_pool_place_by_place() -> None:
+    texts = {
+        ("boots", "a"): [{"headline": "aaaaaa"}, {"headline": "x"}],
+        ("boots", "e"): [{"headline": "x"}, {"headline": "eeeeee"}],
+    }
+    world, player = Vowels(2), BanditContender(ThompsonSampling, texts, seed=1)
+    shown = play(player, world, 3000, increment=128)
+    # The best texts earn 0.35, the others 0.05.
+    assert shown.click_rates[-500:].mean() > 0.3
+
+
+def test_controls_are_texts_of_every_segment() -> None:
+    texts = control_texts(Vowels(1).campaigns())
+    assert texts == {("boots", "a"): [{"headline": CONTROL}], ("boots", "e"): [{"headline": CONTROL}]}
+    with pytest.raises(ValueError, match="expected one of uniform"):
+        contender("nobody", {}, Path("unused"), 0)
+
+
+@pytest.fixture(scope="module")
+def model(tiny_model_folder: Path) -> str:
+    return str(tiny_model_folder)
+
+
+def test_the_agent_turns_impressions_into_versions(tmp_path: Path, model: str) -> None:
+    world = Vowels(1)
+    with closing(AdloopAgent(world.campaigns(), tmp_path, 1, model=model)) as agent:
+        first = agent.figures()
+        assert first.version
+        assert all(agent.views.shelf(c, s) is not None for c in agent.views.campaigns(TENANT) for s in c.segments)
+        shown = play(AdloopContender(agent), world, 128, increment=64)
+        last = agent.figures()
+        assert (first.increments, last.increments) == (0, 2)
+        assert last.version != first.version
+        assert last.sampled > first.sampled
+        counts = {
+            topic: sum(agent.log.end(at) for at in whole(agent.log, topic)) for topic in ("decisions", "quarantine")
+        }
+        assert counts == {"decisions": 128, "quarantine": 0}
+        assert agent.clock.now_ms() == START_MS + 127 * world.interval_ms
+        joined = agent.joiner.counts
+        assert joined["decisions"] == 128
+    assert len(shown.texts) > 2
+
+
+def test_the_same_seed_gives_the_same_run(tmp_path: Path, model: str) -> None:
+    def once(folder: Path) -> np.ndarray[Any, np.dtype[np.float64]]:
+        world = Vowels(4)
+        with closing(contender("adloop", world.campaigns(), folder, 4, model)) as player:
+            return play(player, world, 96, increment=32).click_rates
+
+    assert (once(tmp_path / "a") == once(tmp_path / "b")).all()
+
+
+def test_events_are_posted_when_their_time_has_come(tmp_path: Path) -> None:
+    world = Vowels(1)
+    with Loop(world.campaigns(), tmp_path, 1) as loop:
+        (at,) = whole(loop.log, "events")
+        shown = loop.serve("boots", {"segment": "a"})
+        loop.feed(shown, [("click", 1500, 0.0), ("conversion", 2500, 20.0)])
+        assert loop.log.end(at) == 1
+        loop.advance(START_MS + 1499)
+        assert loop.log.end(at) == 1
+        loop.advance(START_MS + 1500)
+        assert loop.log.end(at) == 2
+        loop.advance(START_MS + 9000)
+        assert loop.log.end(at) == 3
+        records = loop.log.reader({at: 0}).poll()
+        events = [json.loads(record.value or b"") for record in records]
+        assert [(e["type"], e["ts"] - START_MS, e["received_ts"] - START_MS, e.get("value")) for e in events] == [
+            ("impression", 0, 0, None),
+            ("click", 1500, 1500, None),
+            ("conversion", 2500, 2500, 20.0),
+        ]
+        loop.join()
+        outcome = json.loads((loop.log.reader(whole(loop.log, "outcomes")).poll()[-1].value) or b"")
+        assert outcome["components"] == {"click": 1, "conversion": 1, "value": 20.0, "rating": None}
+
+
+def test_bandits_share_adloops_first_pools(tmp_path: Path, model: str) -> None:
+    world = Vowels(1)
+    with closing(AdloopAgent(world.campaigns(), tmp_path / "a", 1, model=model)) as agent:
+        texts = pool_texts(agent)
+    with closing(contender("uniform", world.campaigns(), tmp_path / "b", 1, model)) as player:
+        offered = {player.serve("boots", {"segment": "a"})["headline"] for _ in range(400)}
+    assert offered == {slots["headline"] for slots in texts[("boots", "a")]}
+    assert CONTROL not in offered
+
+
+def test_the_command_prints_the_contracts_keys(tmp_path: Path, model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    report = tmp_path / "report.html"
+    arguments = ["--world", WORLD, "--impressions", "40", "--seeds", "1", "--increment", "20", "--model", model]
+    assert main(["compare", *arguments, "--processes", "1", "--json", "--report", str(report)]) == 0
+    figures = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (figures["world"], figures["impressions"]) == (WORLD, 40)
+    assert [row["name"] for row in figures["rows"]] == list(NAMES)
+    keys = {"name", "seed", "mean_ctr", "last_tenth_ctr", "oracle_ctr", "mean_reward", "kl", "valid_share"}
+    assert all(keys | {"distinct_texts", "seconds"} == set(row) for row in figures["rows"])
+    assert "<html" in report.read_text()
+
+
+def test_unknown_worlds_are_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compare", "--world", "nowhere", "--only", "control", "--processes", "1"]) == 1
+    err = capsys.readouterr().err
+    assert "nowhere" in err
+    assert "market" in err

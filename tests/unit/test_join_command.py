@@ -1,0 +1,108 @@
+"""`python -m optimizer join` as a process: figures, signals, exit codes, keys."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from optimizer.__main__ import main
+from optimizer.stream.sqlite_log import SqliteLog
+from tests.stream_rig import appended, decision, event, values
+
+D = decision()
+KEYS = "test:" + base64.b64encode(b"0123456789abcdef0123456789abcdef").decode()
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> str:
+    log = SqliteLog(tmp_path / "log.db")
+    log.append(
+        [appended(D), appended(event(D, "i")), appended(event(D, "c", "click", D.ts + 5)), appended(event(D, "i"))]
+    )
+    log.append([appended({**event(D, "v"), "schema": 2})])
+    log.close()
+    return f"sqlite:///{tmp_path / 'log.db'}"
+
+
+def join(url: str, folder: Path, *more: str, keys: str | None = KEYS) -> subprocess.Popen[str]:
+    environment = {name: value for name, value in os.environ.items() if name != "ADLOOP_TOKEN_KEYS"}
+    if keys is not None:
+        environment["ADLOOP_TOKEN_KEYS"] = keys
+    command = [sys.executable, "-m", "optimizer", "join", "--log", url, "--state", str(folder / "state"), *more]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+
+
+def test_until_idle_prints_one_object_and_counts_all_that_the_state_knows(url: str, tmp_path: Path) -> None:
+    for _ in range(2):
+        process = join(url, tmp_path, "--until-idle", "0.2", "--json", "--group", "g")
+        out, err = process.communicate(timeout=30)
+        assert process.returncode == 0, err
+        figures = json.loads(out.splitlines()[-1])
+        assert {name: figures[name] for name in ("decisions", "events", "outcomes", "closed", "quarantined")} == {
+            "decisions": 1,
+            "events": 2,
+            "outcomes": 1,
+            "closed": 0,
+            "quarantined": {"schema": 1},
+        }
+        assert figures["duplicates"] == 1
+        assert figures["seconds"] > 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_it_well(url: str, tmp_path: Path, number: signal.Signals) -> None:
+    process = join(url, tmp_path, "--json")
+    log = SqliteLog(tmp_path / "log.db")
+    deadline = time.monotonic() + 30
+    while len(values(log, "outcomes")) < 2 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    log.close()
+    process.send_signal(number)
+    out, err = process.communicate(timeout=30)
+    assert process.returncode == 0, err
+    assert json.loads(out)["outcomes"] == 1
+
+
+def test_without_keys_it_refuses_in_a_sentence(url: str, tmp_path: Path) -> None:
+    process = join(url, tmp_path, "--until-idle", "0", keys=None)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 1
+    assert err.startswith("adloop: ADLOOP_TOKEN_KEYS: got none")
+    assert len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("where", ["beside the log", "--data", "--token-keys"])
+def test_keys_come_from_a_file(url: str, tmp_path: Path, where: str) -> None:
+    folder = tmp_path if where == "beside the log" else tmp_path / "data"
+    folder.mkdir(exist_ok=True)
+    (folder / "token_keys").write_text(KEYS)
+    more = {
+        "beside the log": [],
+        "--data": ["--data", str(folder)],
+        "--token-keys": ["--token-keys", f"{folder}/token_keys"],
+    }
+    process = join(url, tmp_path, "--until-idle", "0", "--json", *more[where], keys=None)
+    out, err = process.communicate(timeout=30)
+    assert process.returncode == 0, err
+    assert json.loads(out)["events"] == 2
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [[], ["nonsense"], ["join"], ["join", "--log", "x", "--state", "y", "--until-idle", "-1"], ["join", "--what"]],
+)
+def test_wrong_usage_is_2(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    try:
+        status: object = main(argv)
+    except SystemExit as exit_:  # argparse's way
+        status = exit_.code
+    assert status == 2
+    assert "usage" in capsys.readouterr().err

@@ -1,0 +1,305 @@
+"""The learner: the loop on two architectures and with adapters, the same weights from the same log, restarts,
+promotions, the pause file and the KL budget."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+import torch
+
+from optimizer.errors import StoreError
+from optimizer.learning import base as base_module
+from optimizer.learning.base import load_policy
+from optimizer.learning.critic import CriticConfig
+from optimizer.learning.learner import PAUSE_FILE, Learner, LearnerConfig
+from optimizer.learning.update import UpdateConfig
+from optimizer.learning.view import CriticView
+from optimizer.stream.log import Append
+from optimizer.types import Candidate, PolicyRecord, Stage, to_json
+from tests.learning_rig import SMALL_LEARNER, Loop, campaign, open_loop, outcome
+
+
+def likes_short(shown: Candidate) -> float:
+    return 0.6 if len(shown.text()) < 30 else 0.1
+
+
+def play(loop: Loop, learner: Learner, rounds: int, seed: int = 0) -> None:
+    """Write pools, show each new one to 30 people, learn; as often as asked."""
+    generator = loop.generator(seed=seed)
+    rng = np.random.default_rng(seed)
+    shown = 0
+    for _ in range(rounds):
+        while generator.step():
+            pass
+        pools = loop.pools()
+        for pool in pools[shown:]:
+            loop.serve(pool, 30, rng, likes_short)
+        shown = len(pools)
+        while learner.step():
+            pass
+
+
+def tensors(loop: Loop, version: str) -> dict[str, torch.Tensor]:
+    return loop.store.policy_tensors(version, load_policy(loop.base).trainable(), loop.base.digest)
+
+
+def record(loop: Loop, version: str, stage: Stage) -> None:
+    """What serving appends when an operator promotes or rolls back."""
+    manifest = loop.store.manifest(version)
+    made = PolicyRecord(
+        version, manifest.content_hash, manifest.parent, loop.store.uri(version), stage, 0, {"by": "operator"}
+    )
+    loop.log.append([Append("policies", version, to_json(made))])
+
+
+@pytest.fixture(params=["tiny", "llama", "lora"])
+def loop(
+    request: pytest.FixtureRequest,
+    tiny_model_folder: Path,
+    llama_model_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Loop:
+    if request.param == "lora":
+        monkeypatch.setattr(base_module, "WHOLE_PARAMETERS", 0)
+    folder = tiny_model_folder if request.param == "tiny" else llama_model_folder
+    return open_loop(tmp_path / "data", folder, campaigns=[campaign(segments=("all", "young"))])
+
+
+@pytest.fixture
+def tiny_loop(tiny_model_folder: Path, tmp_path: Path) -> Loop:
+    return open_loop(tmp_path / "data", tiny_model_folder, campaigns=[campaign()])
+
+
+def test_the_loop_runs_on_any_architecture(loop: Loop) -> None:
+    learner = loop.learner()
+    (reference,) = loop.store.versions()
+    first = load_policy(loop.base).trainable()
+    assert all(torch.equal(first[name], value) for name, value in tensors(loop, reference).items())
+    play(loop, learner, rounds=2)
+    versions = loop.store.versions()
+    assert len(versions) >= 3
+    assert [loop.store.manifest(later).parent for later in versions[1:]] == versions[:-1]
+    moved = tensors(loop, versions[-1])
+    assert any(not torch.equal(first[name], value) for name, value in moved.items())
+    assert learner.last is not None
+    assert learner.last.sequences > 0
+    assert learner.skipped_steps == 0
+    view = CriticView.from_bytes(loop.store.critic_bytes(versions[-1]), versions[-1])
+    pool = loop.pools()[-1]
+    scores = view.score(view.encode(campaign(), "all", pool.candidates), {"segment": "all"})
+    assert scores.shape == (SMALL_LEARNER.critic.heads, len(pool.candidates))
+    # Another process that loads the version writes with just these weights.
+    generator = loop.generator(seed=5)
+    assert generator.step()
+    assert loop.pools()[-1].policy_version == versions[-1]
+
+
+def copy_of(loop: Loop, data: Path, topics: tuple[str, ...]) -> Loop:
+    """A new data folder on the same base, with the records of some topics."""
+    from optimizer.stream.log import whole
+
+    twin = open_loop(data, Path(msgspec.json.decode((loop.data / "base.json").read_bytes())["model"]))
+    for topic in topics:
+        reader = loop.log.reader(whole(loop.log, topic))
+        while records := reader.poll(500):
+            twin.log.append([Append(topic, (r.key or b"").decode(), r.value) for r in records])
+    return twin
+
+
+def test_the_same_log_and_seed_give_the_same_weights_bit_for_bit(loop: Loop, tmp_path: Path) -> None:
+    play(loop, loop.learner(), rounds=1)
+    published = []
+    for name in ("one", "two"):
+        twin = copy_of(loop, tmp_path / name, ("campaigns", "candidates", "outcomes"))
+        # The pools name versions of the first store: the twins take them for their own.
+        for version in loop.store.versions():
+            (twin.store.root / version).mkdir(parents=True)
+            for file in (loop.store.root / version).iterdir():
+                (twin.store.root / version / file.name).write_bytes(file.read_bytes())
+        learner = twin.learner(dataclasses.replace(SMALL_LEARNER, outcomes_per_poll=25, most_waiting=20))
+        while learner.step():
+            pass
+        assert learner.increments >= 2
+        published.append([twin.store.manifest(version).content_hash for version in twin.store.versions()])
+    assert published[0] == published[1]
+    assert len(set(published[0])) > 3
+
+
+def test_a_restart_continues_from_the_live_version(tiny_loop: Loop) -> None:
+    learner = tiny_loop.learner()
+    play(tiny_loop, learner, rounds=2)
+    live = tiny_loop.store.versions()[-1]
+    weights = tensors(tiny_loop, live)
+    again = tiny_loop.learner()
+    assert tiny_loop.store.versions()[-1] == live
+    assert again._policy is not None
+    assert again._policy.version == live
+    assert all(torch.equal(weights[name], value) for name, value in again._policy.trainable().items())
+    # It reads the whole history before it publishes, and what it publishes descends from the live version.
+    before = len(tiny_loop.store.versions())
+    while again.step():
+        pass
+    after = tiny_loop.store.versions()
+    assert len(after) == before + 1
+    assert tiny_loop.store.manifest(after[-1]).parent == live
+    assert len(again.critic.buffer.entries) == tiny_loop.served
+
+
+def test_an_operators_rollback_is_adopted(tiny_loop: Loop) -> None:
+    learner = tiny_loop.learner()
+    play(tiny_loop, learner, rounds=2)
+    reference, latest = tiny_loop.store.versions()[0], tiny_loop.store.versions()[-1]
+    record(tiny_loop, latest, "rolled_back")
+    record(tiny_loop, reference, "live")
+    pool = tiny_loop.pools()[-1]
+    tiny_loop.serve(pool, 40, np.random.default_rng(9), likes_short)
+    assert learner.step()
+    newest = tiny_loop.store.versions()[-1]
+    assert tiny_loop.store.manifest(newest).parent == reference
+    # One small step from the reference's weights, not from those that were rolled back.
+    first, last, made = (tensors(tiny_loop, version) for version in (reference, latest, newest))
+
+    def distance(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
+        return max(float((a[name] - b[name]).abs().max()) for name in a)
+
+    assert distance(made, first) <= SMALL_LEARNER.update.learning_rate * 7 * 1.01
+    assert distance(made, first) > 0
+    assert distance(made, last) > 0
+
+
+def test_a_damaged_live_version_is_refused_by_name(tiny_loop: Loop) -> None:
+    learner = tiny_loop.learner()
+    play(tiny_loop, learner, rounds=1)
+    latest = tiny_loop.store.versions()[-1]
+    path = tiny_loop.store.root / latest / "policy.safetensors"
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(StoreError, match=latest):
+        tiny_loop.learner()
+
+
+def test_the_pause_file_holds_learning_but_not_reading(tiny_loop: Loop) -> None:
+    learner = tiny_loop.learner()
+    (tiny_loop.data / PAUSE_FILE).touch()
+    play(tiny_loop, learner, rounds=1)
+    assert learner.paused
+    assert len(tiny_loop.store.versions()) == 1
+    assert len(learner.critic.buffer.entries) == tiny_loop.served == 30
+    (tiny_loop.data / PAUSE_FILE).unlink()
+    assert learner.step()
+    assert len(tiny_loop.store.versions()) == 2
+
+
+def test_few_outcomes_are_waited_on(tiny_loop: Loop) -> None:
+    learner = tiny_loop.learner()
+    tiny_loop.generator().step()
+    (pool,) = tiny_loop.pools()
+    tiny_loop.serve(pool, SMALL_LEARNER.min_outcomes - 1, np.random.default_rng(0), likes_short)
+    while learner.step():
+        pass
+    assert learner.increments == 0
+    tiny_loop.serve(pool, 1, np.random.default_rng(0), likes_short)
+    assert learner.step()
+    assert learner.increments == 1
+    assert not learner.step()
+
+
+def test_what_nothing_can_be_learnt_from_is_counted(tiny_loop: Loop) -> None:
+    learner = tiny_loop.learner()
+    lost = [
+        outcome("a", campaign_id="deleted"),
+        outcome("b", variant_id="unknown"),
+        outcome("c", source="control", candidate=7),
+    ]
+    tiny_loop.log.append([Append("outcomes", each.decision_id, to_json(each)) for each in lost])
+    assert learner.step()
+    assert learner.unused_outcomes == 3
+    assert learner.increments == 0
+
+
+def test_controls_teach_the_critic_but_not_the_policy(tiny_loop: Loop) -> None:
+    learner = tiny_loop.learner()
+    shown = [
+        outcome(f"k{at}", source="control", candidate=0, pool_id="", probabilities=[1.0], click=True, closed=True)
+        for at in range(SMALL_LEARNER.min_outcomes)
+    ]
+    tiny_loop.log.append([Append("outcomes", each.decision_id, to_json(each)) for each in shown])
+    assert learner.step()
+    first, second = tiny_loop.store.versions()
+    assert all(
+        torch.equal(value, tensors(tiny_loop, first)[name]) for name, value in tensors(tiny_loop, second).items()
+    )
+    view = CriticView.from_bytes(tiny_loop.store.critic_bytes(second), second)
+    control = Candidate("v0", dict(campaign().controls[0]))
+    assert view.score(view.encode(campaign(), "all", [control]), {}).mean() > 0.1
+
+
+def test_later_positions_teach_the_critic_alone(tiny_loop: Loop) -> None:
+    # Their probabilities leave out what was drawn before them: no unbiased residual can be had from one of them alone.
+    learner = tiny_loop.learner()
+    tiny_loop.generator().step()
+    (pool,) = tiny_loop.pools()
+    shown = pool.candidates[0]
+    for position in (0, 1):
+        made = outcome(
+            f"d{position}",
+            pool_id=pool.pool_id,
+            variant_id=shown.variant_id,
+            position=position,
+            probabilities=[1.0 / len(pool.candidates)] * len(pool.candidates),
+        )
+        tiny_loop.log.append([Append("outcomes", made.decision_id, to_json(made))])
+    learner.step()
+    assert set(learner.critic.buffer.entries) == {"d0", "d1"}
+    assert learner._shelf.decisions(pool.pool_id) == ["d0"]
+
+
+def test_the_kl_budget_holds_against_a_learning_rate_that_is_far_too_high(tiny_loop: Loop) -> None:
+    budget = 0.5
+    config = LearnerConfig(
+        kl_budget=budget,
+        min_outcomes=16,
+        pools_per_increment=2,
+        critic=CriticConfig(heads=6, steps=4),
+        update=UpdateConfig(learning_rate=1e-2, passes=2),
+    )
+    learner = tiny_loop.learner(config)
+    play(tiny_loop, learner, rounds=4)
+    measured = [tiny_loop.store.manifest(version).facts["kl"] for version in tiny_loop.store.versions()]
+    assert len(measured) >= 4
+    assert all(isinstance(kl, float) and kl <= budget for kl in measured)
+
+
+def test_a_lowered_budget_is_approached_and_not_a_dead_end(tiny_loop: Loop) -> None:
+    learner = tiny_loop.learner()
+    play(tiny_loop, learner, rounds=3)
+    assert learner.last is not None
+    far = learner.last.kl
+    assert far > 0.01
+    strict = tiny_loop.learner(dataclasses.replace(SMALL_LEARNER, kl_budget=far / 50))
+    play(tiny_loop, strict, rounds=6, seed=1)
+    assert strict.last is not None
+    assert strict.last.kl < 0.8 * far
+
+
+def test_without_a_base_the_critic_learns_alone(tiny_loop: Loop) -> None:
+    tiny_loop.learner()
+    tiny_loop.generator().step()
+    (pool,) = tiny_loop.pools()
+    alone_data = tiny_loop.data.parent / "alone"
+    twin = copy_of(tiny_loop, alone_data, ("campaigns", "candidates"))
+    learner = Learner(
+        twin.log, twin.store, None, twin.clock, dataclasses.replace(SMALL_LEARNER, train_policy=False), alone_data
+    )
+    twin.serve(pool, 30, np.random.default_rng(1), likes_short)
+    while learner.step():
+        pass
+    versions = twin.store.versions()
+    assert len(versions) == 2
+    assert CriticView.from_bytes(twin.store.critic_bytes(versions[-1]), "v").heads == 6
+    with pytest.raises(ValueError, match="base"):
+        Learner(twin.log, twin.store, None, twin.clock, SMALL_LEARNER)

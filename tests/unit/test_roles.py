@@ -1,0 +1,98 @@
+"""What serving needs of the language model: the prompt's length at PUT, and samples for one request alone."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from optimizer.types import Campaign, Product
+from serving.problems import Problem
+from serving.roles import PromptGuard, Writer
+
+
+def campaign(facts: tuple[str, ...] = ()) -> Campaign:
+    return Campaign(campaign_id="c1", product=Product(name="Run", facts=facts), controls=({"headline": "Run"},))
+
+
+LONG = ("every step is light and dry and warm " * 12,)  # 444 bytes: too long to be sure about
+
+
+def test_line_13_a_prompt_longer_than_the_model_takes_is_refused(tmp_path: Path, tiny_model_folder: Path) -> None:
+    """The model folder holds 128 positions, half of them for the prompt."""
+    guard = PromptGuard(tmp_path, expected=True, model=str(tiny_model_folder))
+    assert guard(campaign()) is None
+    error = guard(campaign(LONG))
+    assert error is not None
+    assert (error.field, error.expected) == ("product", "at most 64 tokens for this model")
+
+
+def test_the_model_that_a_data_folder_was_begun_with_counts(tmp_path: Path, tiny_model_folder: Path) -> None:
+    (tmp_path / "base.json").write_text(json.dumps({"model": str(tiny_model_folder), "digest": "x"}))
+    assert PromptGuard(tmp_path, expected=False)(campaign(LONG)) is not None
+
+
+def test_while_the_model_is_made_only_sure_prompts_pass(tmp_path: Path) -> None:
+    guard = PromptGuard(tmp_path, expected=True)
+    assert guard(campaign()) is None
+    with pytest.raises(Problem) as refusal:
+        guard(campaign(LONG))
+    assert refusal.value.status == 503
+
+
+def test_where_no_model_will_ever_be_every_prompt_passes(tmp_path: Path) -> None:
+    assert PromptGuard(tmp_path, expected=False)(campaign(LONG)) is None
+
+
+class SlowGenerator:
+    """Steps and samples that last until they are let go."""
+
+    def __init__(self) -> None:
+        self.in_step, self.go_on = threading.Event(), threading.Event()
+
+    def step(self) -> bool:
+        self.in_step.set()
+        assert self.go_on.wait(10)
+        return True
+
+    def fresh(self, _campaign: Campaign, _segment: str, _cancelled: Callable[[], bool]) -> Any:
+        return SimpleNamespace(pool_id="fresh.1")
+
+
+def started() -> tuple[Writer, SlowGenerator, threading.Thread]:
+    writer, generator = Writer(), SlowGenerator()
+    writer.role(lambda: generator)  # type: ignore[arg-type, return-value]
+    thread = threading.Thread(target=writer.step)
+    thread.start()
+    assert generator.in_step.wait(10)
+    return writer, generator, thread
+
+
+def test_a_fresh_sample_waits_for_the_step_and_goes_before_the_next() -> None:
+    writer, generator, thread = started()
+    found: list[Any] = []
+    asking = threading.Thread(target=lambda: found.append(writer.fresh(campaign(), "all", lambda: False)))
+    asking.start()
+    while not writer._asking:
+        threading.Event().wait(0.001)
+    assert writer.step() is False  # a request waits: the generator does not begin anew
+    generator.go_on.set()
+    asking.join(10)
+    thread.join(10)
+    assert found[0].pool_id == "fresh.1"
+
+
+def test_a_client_that_leaves_while_it_waits_is_not_waited_for() -> None:
+    writer, generator, thread = started()
+    assert writer.fresh(campaign(), "all", lambda: True) is None
+    generator.go_on.set()
+    thread.join(10)
+
+
+def test_without_a_generator_there_is_no_sample() -> None:
+    assert Writer().fresh(campaign(), "all", lambda: False) is None

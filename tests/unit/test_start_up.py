@@ -1,0 +1,77 @@
+"""Start-up: what is refused, with one sentence on stderr and the right exit status (bad-inputs 45)."""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+
+import pytest
+
+from serving.__main__ import main
+
+GOOD_KEY = "Zk3vQ9rT1xLw7bNc"
+
+
+@pytest.fixture(autouse=True)
+def clean(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith("ADLOOP_")]:
+        monkeypatch.delenv(name)
+
+
+def start(tmp_path: Path, *options: str) -> int:
+    """Start a server that is expected to refuse; returns the exit status."""
+    try:
+        return main(["--data", str(tmp_path / "data"), "--port", "0", *options])
+    except SystemExit as end:
+        return int(str(end.code))
+
+
+@pytest.mark.parametrize(
+    ("options", "environment", "told"),
+    [
+        (["--production"], {}, "ADLOOP_API_KEYS"),
+        (["--host", "0.0.0.0"], {}, "ADLOOP_API_KEYS"),
+        (["--host", "0.0.0.0"], {"ADLOOP_API_KEYS": "short:acme:admin"}, "16"),
+        (["--production"], {"ADLOOP_API_KEYS": "password-password:acme:admin"}, "default"),
+        (["--production"], {"ADLOOP_API_KEYS": "aaaaaaaaaaaaaaaaaaaa:acme:admin"}, "default"),
+        (["--production"], {"ADLOOP_API_KEYS": f"{GOOD_KEY}:acme:root"}, "role"),
+        (["--production"], {"ADLOOP_API_KEYS": f"{GOOD_KEY}:ac me:admin"}, "tenant"),
+        (["--production"], {"ADLOOP_API_KEYS": f"{GOOD_KEY}:acme"}, "KEY:TENANT:ROLE"),
+        (["--production"], {"ADLOOP_API_KEYS": f"{GOOD_KEY}:a:admin,{GOOD_KEY}:b:admin"}, "twice"),
+        (["--production"], {"ADLOOP_API_KEYS": f"{GOOD_KEY}:acme:admin"}, "ADLOOP_TOKEN_KEYS"),
+        (["--production"], {"ADLOOP_API_KEYS": f"{GOOD_KEY}:a:admin", "ADLOOP_TOKEN_KEYS": "k1:c2hvcnQ="}, "32"),
+        ([], {"ADLOOP_TOKEN_KEYS": ""}, "ADLOOP_TOKEN_KEYS"),
+        (["--log", "mysql://x"], {}, "log"),
+        (["--data", "/dev/null/x"], {}, "--data"),
+        (["--host", "no.such.host.invalid"], {"ADLOOP_API_KEYS": f"{GOOD_KEY}:a:admin"}, "--host"),
+    ],
+)
+def test_line_45_start_up_refuses(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    options: list[str],
+    environment: dict[str, str],
+    told: str,
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert start(tmp_path, *options) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("adloop: ")
+    assert err.count("\n") == 1
+    assert told in err
+    assert GOOD_KEY not in err
+
+
+@pytest.mark.parametrize("options", [["--port", "70000"], ["--no-such-option"], ["--port", "x"], ["nonsense"]])
+def test_wrong_usage_is_status_2(tmp_path: Path, options: list[str]) -> None:
+    assert start(tmp_path, *options) == 2
+
+
+def test_a_port_in_use_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        assert start(tmp_path, "--port", str(taken.getsockname()[1])) == 1
+    assert "--port" in capsys.readouterr().err

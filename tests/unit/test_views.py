@@ -1,0 +1,252 @@
+"""Views over the log: bad records, bad versions, bounded memory, stages, pause."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import msgspec
+import pytest
+
+from optimizer.errors import StoreError
+from optimizer.stream.log import Append
+from optimizer.types import Campaign, Decision, Outcome, PolicyRecord, Pool
+from serving.operate import PAUSED_FILE
+from serving.problems import Problem
+from serving.stats import Ledger
+from serving.views import POOLS_KEPT
+from tests.serving_rig import TENANT, Rig, make_outcome, make_policy, make_rig
+
+
+@pytest.fixture
+def rig(tmp_path: Path) -> Iterator[Rig]:
+    rig = make_rig(tmp_path)
+    yield rig
+    rig.close()
+
+
+class Board:
+    def __init__(self) -> None:
+        self.told: list[tuple[str, Any]] = []
+
+    def on_campaign(self, campaign: Campaign) -> None:
+        self.told.append(("campaign", campaign.campaign_id))
+
+    def on_campaign_deleted(self, tenant: str, campaign_id: str) -> None:
+        self.told.append(("deleted", (tenant, campaign_id)))
+
+    def on_pool(self, pool: Pool) -> None:
+        self.told.append(("pool", pool.pool_id))
+
+    def on_policy(self, record: PolicyRecord) -> None:
+        self.told.append(("policy", record.version))
+
+    def on_outcome(self, previous: Outcome | None, new: Outcome) -> None:
+        before = None if previous is None else (previous.revision, previous.reward, previous.components.click)
+        self.told.append(("outcome", (before, new.revision)))
+
+
+def decision_of(rig: Rig) -> Decision:
+    return msgspec.json.decode(rig.records("decisions")[-1], type=Decision)
+
+
+def test_the_board_hears_of_every_change_once(tmp_path: Path) -> None:
+    board = Board()
+    rig = make_rig(tmp_path, board=board)
+    rig.add_pool(rig.put(holdback=0.0), ["Run light"])
+    rig.append("policies", "v1", make_policy("v1"))
+    rig.generate()
+    decision = decision_of(rig)
+    for outcome in (make_outcome(decision), make_outcome(decision), make_outcome(decision, revision=2, click=1)):
+        rig.append("outcomes", decision.decision_id, outcome)
+    rig.service.delete_campaign(TENANT, "c1")
+    assert board.told == [
+        ("campaign", "c1"),
+        ("pool", "p1"),
+        ("policy", "v1"),
+        ("outcome", (None, 1)),
+        ("outcome", ((1, 0.0, 0), 2)),
+        ("deleted", (TENANT, "c1")),
+    ]
+    rig.close()
+
+
+def test_a_restart_rebuilds_the_same_views(tmp_path: Path) -> None:
+    rig = make_rig(tmp_path)
+    rig.add_pool(rig.put(holdback=0.0), ["Run light", "Run far"])
+    rig.append("policies", "v1", make_policy("v1", kl=0.5))
+    rig.generate()
+    rig.append("outcomes", "d", make_outcome(decision_of(rig), click=1))
+    before = (rig.service.list_campaigns(TENANT), rig.service.stats(TENANT), rig.parts.operator.policies())
+    rig.close()
+    again = make_rig(tmp_path, seed=1)
+    again.views.refresh()
+    assert again.views.caught_up()
+    assert (
+        again.service.list_campaigns(TENANT),
+        again.service.stats(TENANT),
+        again.parts.operator.policies(),
+    ) == before
+    assert again.generate().variants[0].source == "pool"
+    again.close()
+
+
+def test_a_record_that_cannot_be_read_is_counted_and_skipped(rig: Rig) -> None:
+    rig.put()
+    for topic in ("campaigns", "candidates", "policies", "outcomes"):
+        rig.log.append([Append(topic, "x", b"{nonsense"), Append(topic, "y", b'{"schema": 1}')])
+    rig.views.refresh()
+    assert rig.views.bad_records == 8
+    assert rig.generate().variants
+
+
+def test_only_the_newest_pools_are_held(rig: Rig) -> None:
+    campaign = rig.put(holdback=0.0)
+    for index in range(3 * POOLS_KEPT):
+        rig.add_pool(campaign, [f"Text {index}"], pool_id=f"p{index}")
+    assert len(rig.views._pools[(TENANT, "c1", "all")]) == POOLS_KEPT
+    assert rig.generate().variants[0].text == f"Text {3 * POOLS_KEPT - 1}"
+
+
+def test_a_bad_version_keeps_the_old_critic_and_counts(tmp_path: Path) -> None:
+    def load(record: PolicyRecord) -> Any:
+        if record.version == "v2":
+            raise StoreError("policy v2: critic.safetensors is missing; the version is refused")
+        return SimpleNamespace(version=f"critic-of-{record.version}")
+
+    rig = make_rig(tmp_path, load_critic=load)
+    for version in ("v1", "v2"):
+        rig.append("policies", version, make_policy(version))
+    rig.views.refresh()
+    critic = rig.views.critic()
+    assert critic is not None
+    assert critic.version == "critic-of-v1"
+    assert rig.views.refused_versions == 1
+    rig.append("policies", "v3", make_policy("v3"))
+    critic = rig.views.critic()
+    assert critic is not None
+    assert critic.version == "critic-of-v3"
+    rig.close()
+
+
+def test_the_ledger_forgets_the_oldest_and_says_so(rig: Rig) -> None:
+    rig.put()
+    ledger = Ledger(max_decisions=2)
+    found = []
+    for _ in range(3):
+        rig.generate()
+        found.append(decision_of(rig))
+        ledger.apply(make_outcome(found[-1]))
+    assert len(ledger) == 2
+    assert ledger.apply(make_outcome(found[0], revision=2, click=1)) is None
+    assert ledger.apply(make_outcome(found[2], revision=2, click=1)) is not None
+    control = ledger.campaigns[(TENANT, "c1")].control
+    assert (ledger.forgotten, control.impressions, control.clicks) == (1, 3, 1)
+
+
+def test_streaming_sums_equal_the_batch_sums_at_every_prefix(rig: Rig) -> None:
+    rig.put()
+    ledger = Ledger()
+    last: dict[str, float] = {}
+    for index in range(40):
+        if index % 3 == 0:
+            rig.generate()
+        decision = decision_of(rig)
+        reward = (index * 7 % 5) / 10
+        ledger.apply(make_outcome(decision, revision=index + 1, reward=reward))
+        last[decision.decision_id] = reward
+        moments = ledger.campaigns[(TENANT, "c1")].control.moments()
+        assert moments.n == len(last)
+        assert moments.total == pytest.approx(sum(last.values()), abs=1e-12)
+        assert moments.squares == pytest.approx(sum(r * r for r in last.values()), abs=1e-12)
+        assert moments.rewarded == sum(r != 0 for r in last.values())
+
+
+# -- what an operator does --------------------------------------------------------------------------------------------
+
+
+def versions(rig: Rig) -> dict[str, tuple[str, bool]]:
+    return {record["version"]: (record["stage"], record["serving"]) for record in rig.parts.operator.policies()}
+
+
+@pytest.fixture
+def lineage(rig: Rig) -> Rig:
+    """v1 <- v2 <- v3, live one after the other, and a candidate v4."""
+    for version, parent in (("v1", None), ("v2", "v1"), ("v3", "v2")):
+        rig.append("policies", version, make_policy(version, parent=parent, kl=0.5))
+    rig.append("policies", "v4", make_policy("v4", "candidate", "v3"))
+    return rig
+
+
+def test_promote(lineage: Rig) -> None:
+    record = lineage.parts.operator.promote("v4")
+    assert (record.stage, record.evidence) == ("live", {"by": "operator"})
+    assert versions(lineage)["v4"] == ("live", True)
+    assert versions(lineage)["v3"] == ("live", False)
+
+
+def test_rollback_goes_to_the_nearest_parent_that_was_not_rolled_back(lineage: Rig) -> None:
+    operator = lineage.parts.operator
+    assert operator.rollback("v2").version == "v3"  # v3 was live and stays so
+    assert versions(lineage)["v2"] == ("rolled_back", False)
+    live = operator.rollback("v3")
+    assert (live.version, live.evidence) == ("v1", {"kl": 0.5, "by": "operator"})
+    assert versions(lineage)["v1"] == ("live", True)
+    stored = lineage.records("policies")[-2:]
+    assert b'"rolled_back"' in stored[0]
+    assert b'"live"' in stored[1]
+
+
+@pytest.mark.parametrize(
+    ("act", "version", "status"),
+    [
+        ("promote", "v3", 409),
+        ("promote", "v9", 404),
+        ("promote", "v0", 409),
+        ("rollback", "v9", 404),
+        ("rollback", "v0", 409),
+    ],
+)
+def test_what_an_operator_cannot_do(lineage: Rig, act: str, version: str, status: int) -> None:
+    lineage.append("policies", "v0", make_policy("v0", "rolled_back"))
+    before = lineage.records("policies")
+    with pytest.raises(Problem) as refusal:
+        getattr(lineage.parts.operator, act)(version)
+    assert refusal.value.status == status
+    assert lineage.records("policies") == before
+
+
+def test_the_reference_cannot_be_rolled_back(rig: Rig) -> None:
+    rig.append("policies", "v1", make_policy("v1"))
+    with pytest.raises(Problem) as refusal:
+        rig.parts.operator.rollback("v1")
+    assert refusal.value.status == 409
+
+
+def test_a_version_without_files_never_goes_live(lineage: Rig) -> None:
+    operator = lineage.parts.operator
+    operator._kept = lambda version: version in ("v1", "v3")
+    with pytest.raises(Problem):
+        operator.promote("v4")
+    assert operator.rollback("v3").version == "v1"
+
+
+def test_pause_and_resume_are_a_file(rig: Rig) -> None:
+    client = rig.client()
+    for _ in range(2):
+        assert client.post("/v1/learner/pause").json() == {"paused": True}
+        assert (rig.data / PAUSED_FILE).exists()
+    for _ in range(2):
+        assert client.post("/v1/learner/resume").json() == {"paused": False}
+        assert not rig.parts.operator.paused()
+
+
+def test_policies_over_http(lineage: Rig) -> None:
+    client = lineage.client()
+    listed = client.get("/v1/policies").json()["policies"]
+    assert [(p["version"], p["stage"], p["parent"]) for p in listed][-1] == ("v4", "candidate", "v3")
+    assert client.post("/v1/policies/v4/promote").json()["stage"] == "live"
+    assert client.post("/v1/policies/v4/promote").status_code == 409
+    assert client.post("/v1/policies/v4/rollback").json()["version"] == "v3"

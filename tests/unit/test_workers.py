@@ -1,0 +1,47 @@
+"""Jobs in worker processes: order, progress, folders, and what happens when one fails or dies."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from optimizer.errors import AdloopError
+from simulators.progress import Report
+from simulators.workers import run_jobs
+
+
+def square(job: int, folder: Path, report: Report) -> int:
+    assert not any(folder.iterdir())
+    (folder / "mine").write_text("x")
+    report(5, 10)
+    report(10, 10)
+    return job * job
+
+
+def fail(job: int, folder: Path, report: Report) -> int:
+    raise AdloopError(f"job {job} can't be done")
+
+
+def die(job: int, folder: Path, report: Report) -> int:
+    os._exit(9)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_results_come_in_order_and_progress_adds_up(processes: int) -> None:
+    heard: list[tuple[int, int]] = []
+    assert run_jobs(square, [3, 1, 2], processes, lambda done, of: heard.append((done, of))) == [9, 1, 4]
+    assert heard[-1] == (30, 30)
+    assert [done for done, _ in heard] == sorted(done for done, _ in heard)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_jobs_error_is_the_callers(processes: int) -> None:
+    with pytest.raises(AdloopError, match="can't be done"):
+        run_jobs(fail, [1, 2], processes, lambda done, of: None)
+
+
+def test_a_dead_worker_is_an_error_not_a_hang() -> None:
+    with pytest.raises(AdloopError, match="a worker process died"):
+        run_jobs(die, [1, 2], 2, lambda done, of: None)
