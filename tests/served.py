@@ -49,7 +49,7 @@ class Served:
     ) -> None:
         self.kill()
 
-    def wait_ready(self, timeout_s: float = 60.0) -> Served:
+    def wait_ready(self, timeout_s: float = 120.0) -> Served:
         """Wait for the line with the URL."""
         try:
             line = self._ready.get(timeout=timeout_s)
@@ -59,7 +59,7 @@ class Served:
             self.kill()
             raise AssertionError(f"the server did not start: {line!r} {self.errors()[-2000:]}")
         self.url = line.removeprefix(READY).strip()
-        self.http = httpx.Client(base_url=self.url, timeout=30.0)
+        self.http = httpx.Client(base_url=self.url, timeout=60.0)
         return self
 
     def errors(self) -> str:
@@ -68,7 +68,7 @@ class Served:
     def port(self) -> int:
         return int(self.url.rsplit(":", 1)[1])
 
-    def stop(self, number: int = signal.SIGTERM, timeout_s: float = 10.0) -> int:
+    def stop(self, number: int = signal.SIGTERM, timeout_s: float = 60.0) -> int:
         """Send a signal and wait; returns the exit status."""
         self.process.send_signal(number)
         status = self.process.wait(timeout_s)

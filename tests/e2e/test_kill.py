@@ -19,7 +19,7 @@ from tests.served import Served
 from tests.serving_rig import MINIMAL
 
 KILLS = 20
-SETTLED_WITHIN_S = 60.0
+SETTLED_WITHIN_S = 120.0
 CAMPAIGN = {**MINIMAL, "attribution": {"count": "all"}, "reward": {"click": 1.0, "conversion": 1.0}}
 
 
@@ -52,12 +52,13 @@ class Client:
     def _events(self, variant: dict[str, Any]) -> list[dict[str, Any]]:
         name, now = variant["decision_id"], time.time_ns() // 1_000_000
         kinds = ["impression"] + ["click"] * self.rng.randint(0, 1) + ["conversion"] * self.rng.randint(0, 3)
-        events: list[dict[str, Any]] = []
-        for index, kind in enumerate(kinds):
-            event = {"event_id": f"{index}-{name}", "type": kind, "decision_id": name, "token": variant["token"]}
-            # Half of the events leave their time to the server, which says something else at every repeat.
-            events.append(event if self.rng.random() < 0.5 else {**event, "ts": now})
-        return events
+        events: list[dict[str, Any]] = [
+            {"event_id": f"{index}-{name}", "type": kind, "decision_id": name, "token": variant["token"]}
+            for index, kind in enumerate(kinds)
+        ]
+        # Half of the answers leave their events' time to the server, which says something else at every repeat. Never
+        # only some of an answer's events: a click dated by a repeat would come after conversions dated before the kill.
+        return events if self.rng.random() < 0.5 else [{**event, "ts": now} for event in events]
 
     def _post(self, served: Served, events: list[dict[str, Any]]) -> None:
         results = served.post("/v1/events", events)["results"]
@@ -103,7 +104,7 @@ def stats_of(served: Served) -> tuple[int, int, int]:
     )
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_20_kills_lose_nothing_and_count_nothing_twice(tmp_path: Path, tiny_model_folder: Path) -> None:
     options = ("--all", "--model", str(tiny_model_folder))
     rng = random.Random(11)

@@ -244,7 +244,7 @@ KEYS = [
 def test_demo_json_has_the_contract_s_keys_and_a_report(tmp_path: Path) -> None:
     report = tmp_path / "report.html"
     with run_demo(tmp_path, "--json", "--seed", "4", "--impressions", "3000", "--report", str(report)) as process:
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
     line = json.loads(out.splitlines()[-1])
     assert list(line) == KEYS
@@ -261,7 +261,7 @@ def test_demo_json_has_the_contract_s_keys_and_a_report(tmp_path: Path) -> None:
 
 def test_demo_prints_a_summary_without_json(tmp_path: Path) -> None:
     with run_demo(tmp_path, "--impressions", "300", "--no-report") as process:
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
     assert "learned click rate, last fifth" in out
     assert "A good thing" in out
@@ -270,7 +270,7 @@ def test_demo_prints_a_summary_without_json(tmp_path: Path) -> None:
 
 def test_demo_ends_with_1_and_the_server_s_last_words(tmp_path: Path) -> None:
     with run_demo(tmp_path, "--impressions", "300", "--no-report", fault="late") as process:
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=120)
     assert process.returncode == 1
     assert "the disk is full" in err
     assert "Traceback" not in err
@@ -287,7 +287,7 @@ def test_demo_stops_the_server_on_a_signal_and_ends_with_0(tmp_path: Path, name:
             said = process.stderr.readline()
             assert said
         process.send_signal(name)
-        _, err = process.communicate(timeout=30)
+        _, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
     assert "stopped before its end" in err
     assert list(keep.iterdir()) == [keep / "server.stderr"]
@@ -295,7 +295,7 @@ def test_demo_stops_the_server_on_a_signal_and_ends_with_0(tmp_path: Path, name:
 
 def test_demo_ends_with_1_where_no_model_can_be_made(tmp_path: Path) -> None:
     with run_demo(tmp_path, "--no-report", pretrain="import sys; sys.exit('no room for a model')") as process:
-        _, err = process.communicate(timeout=30)
+        _, err = process.communicate(timeout=120)
     assert process.returncode == 1
     assert "no room for a model" in err
     assert "pretrain ended with status 1" in err
@@ -304,7 +304,7 @@ def test_demo_ends_with_1_where_no_model_can_be_made(tmp_path: Path) -> None:
 def test_demo_keeps_out_of_a_used_folder(tmp_path: Path) -> None:
     (tmp_path / "log.db").touch()
     with run_demo(tmp_path, "--no-report", "--keep", str(tmp_path)) as process:
-        _, err = process.communicate(timeout=30)
+        _, err = process.communicate(timeout=120)
     assert process.returncode == 1
     assert "is not empty" in err
 
@@ -312,6 +312,6 @@ def test_demo_keeps_out_of_a_used_folder(tmp_path: Path) -> None:
 @pytest.mark.parametrize("wrong", [["--impressions", "0"], ["--port", "70000"], ["--seed", "x"], ["--nonsense"]])
 def test_demo_refuses_wrong_usage_with_2(tmp_path: Path, wrong: list[str]) -> None:
     with run_demo(tmp_path, *wrong) as process:
-        _, err = process.communicate(timeout=30)
+        _, err = process.communicate(timeout=120)
     assert process.returncode == 2
     assert "usage:" in err

@@ -161,7 +161,7 @@ def served(tmp_path: Path) -> Iterator[str]:
             yield found.group().rstrip("/")
         finally:
             server.send_signal(signal.SIGTERM)
-            server.communicate(timeout=20)
+            server.communicate(timeout=120)
 
 
 def test_the_three_calls_of_readme_work_verbatim(served: str) -> None:

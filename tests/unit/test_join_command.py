@@ -43,7 +43,7 @@ def join(url: str, folder: Path, *more: str, keys: str | None = KEYS) -> subproc
 def test_until_idle_prints_one_object_and_counts_all_that_the_state_knows(url: str, tmp_path: Path) -> None:
     for _ in range(2):
         process = join(url, tmp_path, "--until-idle", "0.2", "--json", "--group", "g")
-        out, err = process.communicate(timeout=30)
+        out, err = process.communicate(timeout=120)
         assert process.returncode == 0, err
         figures = json.loads(out.splitlines()[-1])
         assert {name: figures[name] for name in ("decisions", "events", "outcomes", "closed", "quarantined")} == {
@@ -66,14 +66,14 @@ def test_a_signal_ends_it_well(url: str, tmp_path: Path, number: signal.Signals)
         time.sleep(0.05)
     log.close()
     process.send_signal(number)
-    out, err = process.communicate(timeout=30)
+    out, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
     assert json.loads(out)["outcomes"] == 1
 
 
 def test_without_keys_it_refuses_in_a_sentence(url: str, tmp_path: Path) -> None:
     process = join(url, tmp_path, "--until-idle", "0", keys=None)
-    _, err = process.communicate(timeout=30)
+    _, err = process.communicate(timeout=120)
     assert process.returncode == 1
     assert err.startswith("adloop: ADLOOP_TOKEN_KEYS: got none")
     assert len(err.splitlines()) == 1
@@ -90,7 +90,7 @@ def test_keys_come_from_a_file(url: str, tmp_path: Path, where: str) -> None:
         "--token-keys": ["--token-keys", f"{folder}/token_keys"],
     }
     process = join(url, tmp_path, "--until-idle", "0", "--json", *more[where], keys=None)
-    out, err = process.communicate(timeout=30)
+    out, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
     assert json.loads(out)["events"] == 2
 
