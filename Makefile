@@ -11,13 +11,14 @@ export ADLOOP_CACHE ?= $(CURDIR)/.cache
 DATA ?=
 DIR ?= data
 PORT ?= 8080
+KAFKA_PORT ?= 9092
 ARGS ?=
 
-.PHONY: help setup demo up replay test lint type check bench lock clean
+.PHONY: help setup demo up replay kafka kafka-stop test lint type check bench lock clean
 
 help: ## this list
 	@echo 'Adloop: ad copy that learns from its clicks.'
-	@sed -nE 's/^([a-z]+):[^#]*## (.*)$$/\1|\2/p' Makefile | awk -F'|' '{ printf "  make %-8s %s\n", $$1, $$2 }'
+	@sed -nE 's/^([a-z-]+):[^#]*## (.*)$$/\1|\2/p' Makefile | awk -F'|' '{ printf "  make %-12s %s\n", $$1, $$2 }'
 	@echo 'More options for a target go into ARGS: make demo ARGS="--seed 2 --json"'
 
 setup: $(READY) ## install everything into .venv, from requirements.lock, hashes checked
@@ -35,8 +36,15 @@ replay: $(READY) ## play real headline tests through the same parts: make replay
 	@test -n '$(DATA)' || { echo 'make: replay needs the file of tests: make replay DATA=PATH/upworthy.csv.gz' >&2; exit 2; }
 	@exec $(RUN)/python -m simulators replay --data '$(DATA)' $(ARGS)
 
+kafka: $(READY) ## start a Kafka broker on 127.0.0.1 (KAFKA_PORT=9092), for development; prints HOST:PORT
+	@exec scripts/kafka start --port '$(KAFKA_PORT)' $(ARGS)
+
+kafka-stop: $(READY) ## stop it; what it holds stays in .cache/kafka
+	@exec scripts/kafka stop $(ARGS)
+
 test: $(READY) ## every test
 	@scripts/browser
+	@scripts/kafka fetch
 	@exec $(RUN)/python -m pytest $(ARGS)
 
 lint: $(READY) ## ruff: rules and format
@@ -52,7 +60,7 @@ bench: $(READY) ## measure: every script in bench/
 	@set -e; for script in bench/*.py; do echo "== $$script"; $(RUN)/python "$$script" $(ARGS); done
 
 lock: $(READY) ## pin pyproject.toml's dependencies anew (ARGS=--upgrade: to the newest) and install them
-	@$(RUN)/uv pip compile --quiet --universal --python-version 3.11 --group dev --generate-hashes --no-emit-index-url \
+	@$(RUN)/uv pip compile --quiet --universal --python-version 3.11 --group dev --extra fast --generate-hashes --no-emit-index-url \
 	  --custom-compile-command 'make lock' --output-file requirements.lock $(ARGS) pyproject.toml
 	@scripts/setup
 
