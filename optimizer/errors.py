@@ -40,5 +40,9 @@ class LogTruncated(AdloopError):
     """The log no longer holds an offset that a reader still needs: stop, never jump silently."""
 
 
+class Fenced(AdloopError):
+    """Another process has taken over what this one was publishing: stop publishing, nothing more may be written."""
+
+
 class StoreError(AdloopError):
     """A policy artefact that is refused: the text says which file and why; the live version stays."""

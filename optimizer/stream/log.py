@@ -50,8 +50,24 @@ class LogReader(Protocol):
         """The offset that the next poll of this partition starts from."""
         ...
 
+    def end(self, at: TopicPartition) -> int:
+        """The partition's end as the last poll saw it or newer: what was appended since may be missing, so it costs
+        no round trip."""
+        ...
+
     def at_end(self) -> bool:
         """True where, at this moment, every partition has been read to its end."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class Publisher(Protocol):
+    """The right to publish the outcomes and the quarantine of one partition of decisions and events. One owner at a
+    time: whoever takes it ends the right of all who had it before, also of one that is frozen. Not thread-safe."""
+
+    def append(self, records: Sequence[Append]) -> list[tuple[int, int]]:
+        """As `EventLog.append`, all or none. Raises Fenced, with nothing written, where another has taken the right."""
         ...
 
     def close(self) -> None: ...
@@ -84,6 +100,11 @@ class EventLog(Protocol):
         ...
 
     def reader(self, positions: Mapping[TopicPartition, int]) -> LogReader: ...
+
+    def publisher(self, partition: int) -> Publisher:
+        """Take the right to publish this partition. When this returns, what earlier owners published is complete: it
+        can all be read, and no more of theirs comes."""
+        ...
 
     def close(self) -> None: ...
 

@@ -17,28 +17,31 @@ from pathlib import Path
 from typing import Final, Literal
 
 from optimizer.clock import Clock, SystemClock
-from optimizer.errors import AdloopError, ConfigError, LogTruncated
-from optimizer.stream.log import MAX_RECORD_BYTES, TOPICS, Append, Record, TopicPartition
+from optimizer.errors import AdloopError, ConfigError, Fenced
+from optimizer.stream.log import MAX_RECORD_BYTES, TOPICS, Append, TopicPartition
 from optimizer.stream.partitioner import partition_of
+from optimizer.stream.sqlite_reader import POLL_INTERVAL_S, SqliteReader, end_of, start_of, table, truncated
 
 PARTITIONED: Final = frozenset({"decisions", "events", "outcomes"})
 MAX_PARTITIONS: Final = 64
 APPLICATION_ID: Final = 0x41644C70  # "AdLp": what marks a SQLite file as an Adloop log
 BUSY_TIMEOUT_S: Final = 30.0
-POLL_INTERVAL_S: Final = 0.02  # how soon a reader sees what another process appended
-POLL_BYTES: Final = 32 * 1024 * 1024  # a poll stops at this much, so that large records can't fill the memory
 GROUP_RECORDS: Final = 20_000  # largest group commit; keeps one transaction's memory bounded
 
 
 class _Call:
-    """One waiting `append`: what to write, and afterwards either its places or its error."""
+    """One waiting `append`: what to write, and afterwards either its places or its error. `fence` is the partition and
+    the epoch of its publisher, None for an append that needs no right."""
 
-    __slots__ = ("error", "places", "rows")
+    __slots__ = ("error", "fence", "places", "rows")
 
-    def __init__(self, rows: list[tuple[TopicPartition, bytes, bytes | None]]) -> None:
+    def __init__(
+        self, rows: list[tuple[TopicPartition, bytes, bytes | None]], fence: tuple[int, int] | None = None
+    ) -> None:
         self.rows = rows
+        self.fence = fence
         self.places: list[tuple[int, int]] | None = None
-        self.error: OSError | None = None
+        self.error: OSError | Fenced | None = None
 
 
 class SqliteLog:
@@ -100,38 +103,45 @@ class SqliteLog:
 
     def append(self, records: Sequence[Append]) -> list[tuple[int, int]]:
         """Write all or none; returns (partition, offset) of each once they are on disk."""
-        if not records:
-            return []
-        call = _Call([self._place(record) for record in records])
-        with self._waiting_lock:
-            self._waiting.append(call)
-        with self._commit_lock:
-            # Whoever holds the lock before us may have committed our call with its own.
-            while call.places is None and call.error is None:
-                self._commit(self._take_waiting())
-        if call.places is None:
-            raise call.error or OSError("the log gave no answer to an append")
-        return call.places
+        return self._append(records, None)
 
     def start(self, at: TopicPartition) -> int:
         """The smallest offset that can still be read."""
         self._check(at)
         with self._lookup_lock:
-            return _start(self._lookup, at)
+            return start_of(self._lookup, at)
 
     def end(self, at: TopicPartition) -> int:
         """The offset that the next record will get."""
         self._check(at)
         with self._lookup_lock:
-            return _end(self._lookup, at)
+            return end_of(self._lookup, at)
 
     def reader(self, positions: Mapping[TopicPartition, int]) -> SqliteReader:
         """A reader of these partitions. Raises LogTruncated where a position lies outside of the log."""
         for at, position in positions.items():
             first, end = self.start(at), self.end(at)
             if not first <= position <= end:
-                raise _truncated(at, position, first, end)
+                raise truncated(at, position, first, end)
         return SqliteReader(self, self._connect(), dict(positions))
+
+    def publisher(self, partition: int) -> SqlitePublisher:
+        """Take the right to publish a partition: its epoch rises by one, and only the newest may append."""
+        self._check(TopicPartition("outcomes", partition))
+        with self._commit_lock, _transaction(self._writer):
+            # Here and not in `_create`: logs that were made before there were publishers have no such table.
+            self._writer.execute(
+                "CREATE TABLE IF NOT EXISTS fences (partition INTEGER PRIMARY KEY, epoch INTEGER NOT NULL)"
+            )
+            self._writer.execute(
+                "INSERT INTO fences VALUES (?, 1) ON CONFLICT DO UPDATE SET epoch = epoch + 1", (partition,)
+            )
+            epoch = _epoch(self._writer, partition)
+        return SqlitePublisher(self, partition, epoch)
+
+    def append_fenced(self, records: Sequence[Append], partition: int, epoch: int) -> list[tuple[int, int]]:
+        """`append`, if `epoch` is still the partition's newest; else Fenced, and nothing is written."""
+        return self._append(records, (partition, epoch))
 
     def close(self) -> None:
         """Close the file; waiting appends finish first."""
@@ -145,8 +155,8 @@ class SqliteLog:
         """Delete the records below offset `before`; readers that still need them get LogTruncated."""
         self._check(at)
         with self._commit_lock, _transaction(self._writer):
-            before = min(before, _end(self._writer, at))
-            self._writer.execute(f"DELETE FROM {_table(at)} WHERE offset < ?", (before,))
+            before = min(before, end_of(self._writer, at))
+            self._writer.execute(f"DELETE FROM {table(at)} WHERE offset < ?", (before,))
             self._writer.execute(
                 "INSERT INTO starts VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET first = max(first, excluded.first)",
                 (at.topic, at.partition, before),
@@ -220,12 +230,26 @@ class SqliteLog:
         for topic in TOPICS:
             for partition in range(partitions if topic in PARTITIONED else 1):
                 db.execute(
-                    f"CREATE TABLE {_table(TopicPartition(topic, partition))} "
+                    f"CREATE TABLE {table(TopicPartition(topic, partition))} "
                     "(offset INTEGER PRIMARY KEY, key BLOB, value BLOB, ts INTEGER NOT NULL)"
                 )
         db.executemany(
             "INSERT INTO meta VALUES (?, ?)", [("partitions", str(partitions)), ("log_id", uuid.uuid4().hex)]
         )
+
+    def _append(self, records: Sequence[Append], fence: tuple[int, int] | None) -> list[tuple[int, int]]:
+        if not records:
+            return []
+        call = _Call([self._place(record) for record in records], fence)
+        with self._waiting_lock:
+            self._waiting.append(call)
+        with self._commit_lock:
+            # Whoever holds the lock before us may have committed our call with its own.
+            while call.places is None and call.error is None:
+                self._commit(self._take_waiting())
+        if call.places is None:
+            raise call.error or OSError("the log gave no answer to an append")
+        return call.places
 
     def _place(self, record: Append) -> tuple[TopicPartition, bytes, bytes | None]:
         count = self.partitions(record.topic)
@@ -266,17 +290,18 @@ class SqliteLog:
         places: list[list[tuple[int, int]]] = []
         try:
             with _transaction(self._writer):
+                calls = [call for call in calls if not self._fenced(call)]
                 for call in calls:
                     mine: list[tuple[int, int]] = []
                     for at, key, value in call.rows:
                         # The end is read inside the transaction: another process may have appended since our last one.
-                        offset = ends[at] if at in ends else _end(self._writer, at)
+                        offset = ends[at] if at in ends else end_of(self._writer, at)
                         ends[at] = offset + 1
                         rows.setdefault(at, []).append((offset, key, value, ts))
                         mine.append((at.partition, offset))
                     places.append(mine)
                 for at, new in rows.items():
-                    self._writer.executemany(f"INSERT INTO {_table(at)} VALUES (?, ?, ?, ?)", new)
+                    self._writer.executemany(f"INSERT INTO {table(at)} VALUES (?, ?, ?, ?)", new)
         except BaseException as error:
             # Every waiting caller must get an answer, whatever went wrong; what is no ordinary error goes on up.
             for call in calls:
@@ -290,90 +315,31 @@ class SqliteLog:
             self._appends += 1
             self._appended.notify_all()
 
+    def _fenced(self, call: _Call) -> bool:
+        """Refuse the call where its publisher is no longer the newest. Asked inside the transaction that writes."""
+        if call.fence is None or _epoch(self._writer, call.fence[0]) == call.fence[1]:
+            return False
+        call.error = Fenced(
+            f"outcomes[{call.fence[0]}]: another joiner has taken this partition over, so this one must not publish; "
+            "stop one of the two, or start them with --group where the log knows groups"
+        )
+        return True
 
-class SqliteReader:
-    """Reads partitions in offset order on a connection of its own. Not thread-safe."""
 
-    def __init__(self, log: SqliteLog, db: sqlite3.Connection, positions: dict[TopicPartition, int]) -> None:
+class SqlitePublisher:
+    """The right to publish one partition, until another takes it."""
+
+    def __init__(self, log: SqliteLog, partition: int, epoch: int) -> None:
         self._log = log
-        self._db = db
-        self._positions = positions
-        self._order = list(positions)
+        self._partition = partition
+        self._epoch = epoch
 
-    def poll(self, max_records: int = 1000, timeout_s: float = 0.0) -> list[Record]:
-        """The next records, a fair share of each partition, waiting up to `timeout_s` for the first."""
-        deadline = time.monotonic() + timeout_s
-        while True:
-            seen = self._log.appends()
-            version = self._version()
-            if records := self._fetch(max_records):
-                return records
-            # Appends of this process wake us at once; those of others show in data_version at the next look.
-            while (left := deadline - time.monotonic()) > 0:
-                self._log.wait_for_append(seen, min(left, POLL_INTERVAL_S))
-                if self._log.appends() != seen or self._version() != version:
-                    break
-            else:
-                return []
-
-    def position(self, at: TopicPartition) -> int:
-        """The offset that the next poll of this partition starts from."""
-        return self._positions[at]
-
-    def at_end(self) -> bool:
-        """True where, at this moment, every partition has been read to its end."""
-        return all(position >= _end(self._db, at) for at, position in self._positions.items())
+    def append(self, records: Sequence[Append]) -> list[tuple[int, int]]:
+        """All or none; Fenced where another publisher of this partition was made since."""
+        return self._log.append_fenced(records, self._partition, self._epoch)
 
     def close(self) -> None:
-        self._db.close()
-
-    def _version(self) -> int:
-        """Changes whenever another connection, in this process or another, has committed to the file."""
-        version: int = self._db.execute("PRAGMA data_version").fetchone()[0]
-        return version
-
-    def _fetch(self, max_records: int) -> list[Record]:
-        records: list[Record] = []
-        share = max(1, max_records // max(1, len(self._order)))
-        open_ends = self._order
-        budget = POLL_BYTES
-        # Fair shares first; what a quiet partition leaves over goes to those that have more.
-        while open_ends and len(records) < max_records and budget > 0:
-            more: list[TopicPartition] = []
-            for at in open_ends:
-                limit = min(share, max_records - len(records))
-                if limit <= 0 or budget <= 0:
-                    break
-                new = self._range(at, limit, budget)
-                budget -= sum(len(record.value or b"") for record in new)
-                records.extend(new)
-                if len(new) == limit:
-                    more.append(at)
-            open_ends = more
-        # The next poll starts with another partition, so that none starves where max_records is below their number.
-        self._order = self._order[1:] + self._order[:1]
-        return records
-
-    def _range(self, at: TopicPartition, limit: int, budget: int) -> list[Record]:
-        """The next records of a partition: at most `limit`, and no more once they have `budget` bytes."""
-        position = self._positions[at]
-        topic, partition = at
-        records: list[Record] = []
-        rows = self._db.execute(
-            f"SELECT offset, key, value, ts FROM {_table(at)} WHERE offset >= ? ORDER BY offset LIMIT ?",
-            (position, limit),
-        )
-        for offset, key, value, ts in rows:
-            records.append(Record(topic, partition, offset, key, value, ts))
-            budget -= len(value or b"")
-            if budget <= 0:
-                break
-        rows.close()
-        if (records and records[0].offset != position) or (not records and _start(self._db, at) > position):
-            raise _truncated(at, position, _start(self._db, at), _end(self._db, at))
-        if records:
-            self._positions[at] = records[-1].offset + 1
-        return records
+        """Nothing is held: the right ends when another takes it."""
 
 
 class _transaction:
@@ -402,22 +368,5 @@ class _transaction:
             self._db.execute("ROLLBACK")
 
 
-def _table(at: TopicPartition) -> str:
-    return f"{at.topic}_{at.partition}"
-
-
-def _start(db: sqlite3.Connection, at: TopicPartition) -> int:
-    row = db.execute("SELECT first FROM starts WHERE topic = ? AND partition = ?", at).fetchone()
-    return int(row[0]) if row else 0
-
-
-def _end(db: sqlite3.Connection, at: TopicPartition) -> int:
-    last = db.execute(f"SELECT max(offset) FROM {_table(at)}").fetchone()[0]
-    return _start(db, at) if last is None else int(last) + 1
-
-
-def _truncated(at: TopicPartition, position: int, first: int, end: int) -> LogTruncated:
-    return LogTruncated(
-        f"{at.topic}[{at.partition}]: position {position} is not in the log, which holds {first} to {end}; restore the "
-        "log, or delete the state that was derived from it and rebuild"
-    )
+def _epoch(db: sqlite3.Connection, partition: int) -> int:
+    return int(db.execute("SELECT epoch FROM fences WHERE partition = ?", (partition,)).fetchone()[0])

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from optimizer.clock import Clock, ManualClock
-from optimizer.errors import AdloopError, LogTruncated
+from optimizer.errors import AdloopError, Fenced, LogTruncated
 from optimizer.stream.log import MAX_RECORD_BYTES, TOPICS, Append, EventLog, Record, TopicPartition, whole
 from optimizer.stream.partitioner import partition_of
 
@@ -181,6 +181,44 @@ class LogContract(ABC):
         assert more[0][1] == max(offset for partition, offset in places if partition == more[0][0]) + 1
         assert (b"k0", b"y") in {(r.key, r.value) for r in read(log, "decisions")}
         again.close()
+
+    def test_a_reader_knows_how_far_its_partitions_go(self, log: EventLog) -> None:
+        at = TopicPartition("policies", 0)
+        log.append([Append("policies", "v", bytes([i])) for i in range(10)])
+        reader = log.reader({at: 0})
+        first = reader.poll(max_records=3)
+        assert len(first) <= reader.end(at) <= 10
+        while not reader.at_end():
+            reader.poll()
+        assert reader.position(at) == reader.end(at) == 10
+        reader.close()
+
+    def test_who_takes_a_partition_over_fences_all_who_had_it(self, log: EventLog) -> None:
+        mine = next(key for key in (f"k{i}" for i in range(100)) if partition_of(key.encode(), 3) == 1)
+        other = self.open(3, ManualClock(NOW))
+        first, neighbour = log.publisher(1), log.publisher(2)
+        places = first.append([Append("outcomes", mine, b"1"), Append("quarantine", "q", b"2")])
+        assert [partition for partition, _ in places] == [1, 0]
+        second = other.publisher(1)
+        with pytest.raises(Fenced, match=r"outcomes.*1"):
+            first.append([Append("outcomes", mine, b"too late")])
+        with pytest.raises(Fenced):
+            first.append([Append("outcomes", mine, b"too late again")])
+        second.append([Append("outcomes", mine, b"3")])
+        neighbour.append([Append("quarantine", "q", b"4")])
+        assert [r.value for r in read(log, "outcomes")] == [b"1", b"3"]
+        assert [r.value for r in read(log, "quarantine")] == [b"2", b"4"]
+        for publisher in (first, neighbour, second):
+            publisher.close()
+        other.close()
+
+    def test_a_publishers_append_is_all_or_none(self, log: EventLog) -> None:
+        publisher = log.publisher(0)
+        with pytest.raises(AdloopError, match="bytes"):
+            publisher.append([Append("quarantine", "a", b"fine"), Append("quarantine", "b", b"x" * 2**22)])
+        assert read(log, "quarantine") == []
+        assert publisher.append([]) == []
+        publisher.close()
 
     def test_a_topics_full_name_ends_in_its_name(self, log: EventLog) -> None:
         assert all(log.topic_name(topic).endswith(topic) for topic in TOPICS)

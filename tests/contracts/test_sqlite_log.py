@@ -171,7 +171,7 @@ def test_a_closed_log_refuses(tmp_path: Path) -> None:
 
 
 def test_a_poll_stops_at_its_byte_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("optimizer.stream.sqlite_log.POLL_BYTES", 2_500)
+    monkeypatch.setattr("optimizer.stream.sqlite_reader.POLL_BYTES", 2_500)
     log = SqliteLog(tmp_path / "log.db", ManualClock(NOW))
     log.append([Append("events", "k", b"x" * 1_000) for _ in range(10)])
     reader = log.reader(whole(log, "events"))
