@@ -6,8 +6,9 @@ state machine (optimizer/stream) decides what is let in and when an outcome clos
 
 from __future__ import annotations
 
+import math
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Final, Protocol
 
 from msgspec import Struct
@@ -61,57 +62,68 @@ def expiry_s(decision_ts: int, rule: Attribution, extra_ms: int = EXTRA_RETENTIO
 def attribute(decision: Decision, events: Iterable[Attributable]) -> Attributed | None:
     """The outcome of a decision under the events let in (each event_id once); None where it was never shown."""
     rule = decision.attribution
-    events = list(events)
-    standing = sorted(_standing(events), key=_by_ts)
-    impression = next((event for event in standing if event.type == "impression"), None)
+    standing = _standing(list(events))
+    impression: Attributable | None = None
+    clicks: list[Attributable] = []
+    conversions: list[Attributable] = []
+    ratings: list[Attributable] = []
+    for event in standing:
+        match event.type:
+            case "impression":
+                impression = event if impression is None else impression
+            case "click":
+                clicks.append(event)
+            case "conversion":
+                conversions.append(event)
+            case "rating":
+                ratings.append(event)
+            case "retraction":
+                pass
     if impression is None:
         return None
     shown = impression.ts
-    click = next(
-        (
-            event
-            for event in standing
-            if event.type == "click" and shown - CLOCK_SKEW_MS <= event.ts <= shown + rule.click_window_ms
-        ),
-        None,
-    )
-    clicked = None if click is None else max(click.ts, shown)
-    conversions = _counted(
-        [event for event in standing if event.type == "conversion" and _converts(event.ts, shown, clicked, rule)], rule
-    )
-    ratings = [event for event in standing if event.type == "rating"]
+    counting = [impression]
+    clicked: int | None = None
+    for click in clicks:
+        if shown - CLOCK_SKEW_MS <= click.ts <= shown + rule.click_window_ms:
+            clicked = max(click.ts, shown)
+            counting.append(click)
+            break
+    if conversions:
+        conversions = _counted([event for event in conversions if _converts(event.ts, shown, clicked, rule)], rule)
     components = Components(
-        click=0 if click is None else 1,
-        conversion=len(conversions),
-        value=_total(conversions),
-        rating=_total(ratings) / len(ratings) if ratings else None,
+        0 if clicked is None else 1,
+        len(conversions),
+        _total(conversions),
+        _total(ratings) / len(ratings) if ratings else None,
     )
-    counting = [impression, *([] if click is None else [click]), *conversions, *ratings]
-    counting.sort(key=_by_ts)
+    counting += conversions
+    counting += ratings
+    if len(counting) > 1:
+        counting.sort(key=_by_ts)
     return Attributed(shown, clicked, components, reward(decision.reward, components), [e.event_id for e in counting])
 
 
 def reward(weights: RewardWeights, components: Components) -> float:
     """The sum of weight x component, a null rating being 0; kept finite where a weight is absurdly large."""
-    terms = (
-        weights.click * components.click,
-        weights.conversion * components.conversion,
-        weights.value * components.value,
-        weights.rating * (components.rating or 0.0),
-    )
-    return _finite(sum(_finite(term) for term in terms))
+    click, conversion = weights.click * components.click, weights.conversion * components.conversion
+    value, rating = weights.value * components.value, weights.rating * (components.rating or 0.0)
+    # Not `sum`, which adds floats in another way from Python 3.12 on: the same log gives the same bits everywhere.
+    total = click + conversion + value + rating
+    if math.isfinite(total):
+        return total
+    return _finite(_finite(click) + _finite(conversion) + _finite(value) + _finite(rating))
 
 
-def _standing(events: Sequence[Attributable]) -> list[Attributable]:
-    """The events that no retraction takes out. Impressions and retractions can't be taken out."""
+def _standing(events: list[Attributable]) -> list[Attributable]:
+    """The events that no retraction takes out, by ts, then event_id. Impressions and retractions can't be taken out."""
+    if len(events) < 2:
+        return events
     retracted = {event.retracts for event in events if event.type == "retraction"}
-    if not retracted:
-        return list(events)
-    return [
-        event
-        for event in events
-        if event.type != "retraction" and (event.type == "impression" or event.event_id not in retracted)
-    ]
+    if retracted:
+        events = [event for event in events if event.type == "impression" or event.event_id not in retracted]
+    events.sort(key=_by_ts)
+    return events
 
 
 def _converts(ts: int, shown: int, clicked: int | None, rule: Attribution) -> bool:

@@ -9,6 +9,7 @@ A JSON object with a repeated name is let in, the last one standing, as every de
 
 from __future__ import annotations
 
+import json
 import re
 from typing import Annotated, Final, Literal, TypeVar
 
@@ -19,7 +20,7 @@ from optimizer.errors import AdloopError
 from optimizer.maths.attribution import CLOCK_SKEW_MS, retention_ms
 from optimizer.stream.log import Record
 from optimizer.stream.tokens import Claims, TokenError, TokenKeys
-from optimizer.types import Attribution, CountRule, Decision, Event, Reason
+from optimizer.types import Attribution, CountRule, Decision, Event, Reason, RewardWeights
 
 MAX_INPUT_BYTES: Final = 1024 * 1024
 MAX_VALUE: Final = 1e12
@@ -30,6 +31,7 @@ T = TypeVar("T")
 _Id = Annotated[str, Meta(pattern=r"^[A-Za-z0-9._:-]{1,64}\Z")]
 _Ts = Annotated[int, Meta(ge=-_MAX_MS, le=_MAX_MS)]
 _Window = Annotated[int, Meta(ge=0, le=_MAX_MS)]
+_MAX_DIGITS: Final = 308
 _OVERFLOWING_INTEGER: Final = re.compile(rb"[0-9]{309}")
 
 
@@ -66,9 +68,32 @@ class _StrictEvent(Event, frozen=True, kw_only=True):
     received_ts: _Ts | None = None
 
 
+class _KnownAttribution(_StrictAttribution, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """An attribution without unknown fields."""
+
+
+class _KnownReward(RewardWeights, frozen=True, forbid_unknown_fields=True):
+    """Reward weights without unknown fields."""
+
+
+class _KnownDecision(_StrictDecision, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A decision without unknown fields."""
+
+    attribution: _KnownAttribution
+    reward: _KnownReward
+
+
+class _KnownEvent(_StrictEvent, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """An event without unknown fields."""
+
+
 _ANY: Final = msgspec.json.Decoder()
 _DECISION: Final = msgspec.json.Decoder(_StrictDecision)
 _EVENT: Final = msgspec.json.Decoder(_StrictEvent)
+# Where every field is known, one typed pass has looked at every byte; only other records need the slow way.
+_KNOWN_DECISION: Final = msgspec.json.Decoder(_KnownDecision)
+_KNOWN_EVENT: Final = msgspec.json.Decoder(_KnownEvent)
+_UNREADABLE: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
 class Arrived(Struct, frozen=True, array_like=True):
@@ -84,7 +109,11 @@ class Arrived(Struct, frozen=True, array_like=True):
 
 def read_decision(record: Record, value: bytes) -> Decision:
     """The decision in `value`. Raises Refused: too_large, undecodable, schema, value, clock."""
-    decision = _decode(_DECISION, value)
+    decision: Decision
+    try:
+        decision = _KNOWN_DECISION.decode(value) if len(value) <= MAX_INPUT_BYTES else _decode(_DECISION, value)
+    except _UNREADABLE:
+        decision = _decode(_DECISION, value)
     _check_key(record.key, decision.decision_id)
     if not 0.0 < decision.propensity <= 1.0:
         raise Refused("value", f"propensity: got {decision.propensity!r}, expected more than 0 and at most 1")
@@ -96,9 +125,14 @@ def read_decision(record: Record, value: bytes) -> Decision:
 def read_event(record: Record, value: bytes, keys: TokenKeys) -> Arrived:
     """The event in `value` and what its token claims. Raises Refused: too_large, undecodable, schema, value, bad_token,
     unknown_key, expired_token, token_mismatch (of the decision_id)."""
-    event = _decode(_EVENT, value)
+    event: Event
+    try:
+        event = _KNOWN_EVENT.decode(value) if len(value) <= MAX_INPUT_BYTES else _decode(_EVENT, value)
+    except _UNREADABLE:
+        event = _decode(_EVENT, value)
     _check_key(record.key, event.decision_id)
-    _check_kind(event)
+    if event.value is not None or event.type in ("rating", "retraction"):
+        _check_kind(event)
     try:
         claims = keys.verify(event.token)
     except TokenError as error:
@@ -127,14 +161,28 @@ def _decode(decoder: msgspec.json.Decoder[T], value: bytes) -> T:
     try:
         # The untyped pass reads every byte, also of unknown fields, which the typed one skips without looking.
         _ANY.decode(value)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except _UNREADABLE as error:
         raise Refused("undecodable", f"record: not JSON ({error})") from error
+    if _OVERFLOWING_INTEGER.search(value):
+        _check_integers(value)
     try:
         return decoder.decode(value)
     except msgspec.ValidationError as error:
-        if _OVERFLOWING_INTEGER.search(value):
-            raise Refused("undecodable", "record: a number overflows") from error
         raise Refused("schema", f"record: {error}") from error
+
+
+def _check_integers(value: bytes) -> None:
+    """Refuse an integer beyond a double's range. So many digits may also stand inside a string, so it is parsed."""
+
+    def parse(digits: str) -> int:
+        if len(digits.lstrip("-")) > _MAX_DIGITS:
+            raise Refused("undecodable", f"record: a number of {len(digits)} digits overflows")
+        return 0
+
+    try:
+        json.loads(value, parse_int=parse)
+    except (ValueError, RecursionError) as error:
+        raise Refused("undecodable", f"record: not JSON ({error})") from error
 
 
 def _check_key(key: bytes | None, decision_id: str) -> None:
