@@ -122,8 +122,9 @@ def read_decision(record: Record, value: bytes) -> Decision:
     return decision
 
 
-def read_event(record: Record, value: bytes, keys: TokenKeys) -> Arrived:
-    """The event in `value` and what its token claims. Raises Refused: too_large, undecodable, schema, value, bad_token,
+def read_event(record: Record, value: bytes, keys: TokenKeys, verified: tuple[str, Claims] | None = None) -> Arrived:
+    """The event in `value` and what its token claims; `verified` is a token that has been verified, and its claims, so
+    that the same one is not verified again. Raises Refused: too_large, undecodable, schema, value, bad_token,
     unknown_key, expired_token, token_mismatch (of the decision_id)."""
     event: Event
     try:
@@ -133,10 +134,13 @@ def read_event(record: Record, value: bytes, keys: TokenKeys) -> Arrived:
     _check_key(record.key, event.decision_id)
     if event.value is not None or event.type in ("rating", "retraction"):
         _check_kind(event)
-    try:
-        claims = keys.verify(event.token)
-    except TokenError as error:
-        raise Refused(error.reason, str(error)) from error
+    if verified is not None and verified[0] == event.token:
+        claims = verified[1]
+    else:
+        try:
+            claims = keys.verify(event.token)
+        except TokenError as error:
+            raise Refused(error.reason, str(error)) from error
     received = record.ts if event.received_ts is None else event.received_ts
     if claims.exp * 1000 <= received:
         raise Refused("expired_token", f"token: expired at {claims.exp} s, received at {received} ms")

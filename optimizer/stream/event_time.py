@@ -52,6 +52,12 @@ class EventTime:
             now = self.decisions if self.events_ended else min(self.decisions, self.events)
         self.now = max(self.now, now)
 
+    def resume(self, as_of: int) -> None:
+        """End a hold; `as_of` is an event time that had been reached before it, NONE if that is not known."""
+        self.held = False
+        self.now = max(self.now, as_of)
+        self.advance()
+
     def quiet(self, clock_ms: int) -> None:
         """Nothing came and both topics are at their end: after a minute of that, time moves on with the clock."""
         if self._quiet is None:

@@ -1,61 +1,44 @@
 """The reward joiner: decisions and events in, outcomes out, in event time, each event counted exactly once.
 
-One step, and the order that makes it crash-safe:
-1. read a batch of decisions and events from the log;
-2. let the ledger work on it, and fix the content of every new revision;
-3. commit in one transaction: state, positions in the log, counters, and those revisions in an outbox;
-4. append the outbox to the log; 5. forget the outbox, with the next transaction.
-A crash before 3 repeats the batch from the old state. A crash after 3 publishes the outbox again, byte for byte.
+It reads the partitions that are assigned to it and hands each one's records to its `PartitionJoiner`, which says how a
+crash is survived. A partition that is taken away stops at its last commit; one that is given continues from its own
+state, or catches up from the log.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+import fcntl
+from collections import Counter
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from types import TracebackType
-from typing import Final, TypeVar
-
-import msgspec
-from msgspec import Struct
+from typing import IO, Final, NamedTuple
 
 from optimizer.clock import Clock
-from optimizer.errors import AdloopError, ConfigError
-from optimizer.maths.attribution import EXTRA_RETENTION_MS, GRACE_MS, Attributed
-from optimizer.stream.event_time import NONE, EventTime
-from optimizer.stream.ledger import Ledger
-from optimizer.stream.log import Append, EventLog, LogReader, Record, TopicPartition, whole
-from optimizer.stream.state import Published, Saved, StateStore
+from optimizer.errors import ConfigError, Fenced
+from optimizer.maths.attribution import EXTRA_RETENTION_MS, GRACE_MS
+from optimizer.stream.assignment import Assigned, Assignment, Fixed
+from optimizer.stream.log import EventLog, LogReader, Record, TopicPartition
+from optimizer.stream.partition import Ends, PartitionJoiner, Rules
 from optimizer.stream.tokens import TokenKeys
-from optimizer.types import Components, Reason
 
-T = TypeVar("T")
 SOURCES: Final = ("decisions", "events")
-TIMERS_PER_STEP: Final = 1_000  # of each partition, so that a step's transaction stays bounded
-PUBLISH_BYTES: Final = 4 * 1024 * 1024
-PUBLISH_RECORDS: Final = 1_000
-_REBUILD: Final = "rebuild"  # meta: the ends up to which a rebuild reads quietly, as JSON
-_RECONCILE: Final = "reconcile"  # meta: the last decision_id that was compared with what had been published
-_REBUILT: Final = "rebuilt"  # meta: there is something in `published` or `refused`
+_NAMES: Final = (
+    *("decisions", "events", "outcomes", "closed", "revisions", "duplicates", "duplicate_decisions", "tombstones"),
+    *("waited", "let_go", "never_shown", "never_shown_clicks", "void_retractions", "unpublishable"),
+)
+_QUARANTINED: Final = "quarantined."
 
 
-class _PublishedOutcome(Struct, frozen=True):
-    """The part of an outcome that a rebuild compares."""
+class PartitionFigures(NamedTuple):
+    """One partition at a glance: records not read yet, event time (epoch ms, None before anything was let in), whether
+    it has caught up, and how many records its catch-up has yet to read."""
 
-    decision_id: str
-    revision: int
-    state: str
-    impression_ts: int
-    click_ts: int | None
-    components: Components
-    reward: float
-    events: list[str]
-
-
-class _PublishedRefusal(Struct, frozen=True):
-    topic: str
-    partition: int
-    offset: int
-    reason: Reason
+    decisions_lag: int
+    events_lag: int
+    event_time: int | None
+    caught_up: bool
+    behind: int
 
 
 class Joiner:
@@ -68,7 +51,7 @@ class Joiner:
       clock: moves event time on when nothing comes for a minute; nothing else depends on it.
       grace_ms: how long after its windows an outcome closes.
       extra_retention_ms: how long after its windows a decision can still be revised.
-      partitions: those to own; None is all.
+      partitions: those to own, an Assignment where that changes; None is all.
       durable: False leaves flushing the state to the operating system, for logs that do so too.
 
     Raises ConfigError where the state is in use or another log's, LogTruncated where the log lost what is needed.
@@ -82,58 +65,77 @@ class Joiner:
         clock: Clock,
         grace_ms: int = GRACE_MS,
         extra_retention_ms: int = EXTRA_RETENTION_MS,
-        partitions: Collection[int] | None = None,
+        partitions: Collection[int] | Assignment | None = None,
         durable: bool = True,
     ) -> None:
         self._log = log
         self._keys = keys
         self._clock = clock
-        self._grace_ms = grace_ms
-        self._extra_ms = extra_retention_ms
+        self._rules = Rules(grace_ms, extra_retention_ms)
+        self._durable = durable
         count = log.partitions("decisions")
         if any(log.partitions(topic) != count for topic in ("events", "outcomes")):
             raise ConfigError("log: decisions, events and outcomes have different partition counts; make them equal")
-        self._owned = sorted(range(count) if partitions is None else partitions)
+        self._identity = {"log_id": log.log_id(), "partitions": str(count)}
+        self._assignment = _assignment(partitions, count)
+        self._assigned = Assigned(-1, frozenset())
+        self._parts: dict[int, PartitionJoiner] = {}
+        self._lost: set[int] = set()  # in this generation, to a newer owner
         self._stale = False  # an error left what is in memory half done
-        self._more_timers = True
-        self._published_to = 0  # the outbox up to here is in the log
-        self._store = StateStore(Path(state_dir), log.log_id(), count, durable)
+        self._reader: LogReader | None = None
+        self._dir = Path(state_dir)
+        self._lock = _lock(self._dir)
         try:
-            if self._store.meta("begun") is None:
-                self._begin()
-            self._restore()
-            self._publish_outbox()
+            self._reassign()
         except BaseException:
-            self._store.close()
+            self._close(clean=False)
             raise
 
     # -- figures ------------------------------------------------------------------------------------------------------
 
     @property
     def counts(self) -> dict[str, int | dict[str, int]]:
-        """Totals since the state began: decisions and events let in, outcomes, revisions, closed, duplicates, let_go,
+        """Totals of what the state knows: decisions and events let in, outcomes, revisions, closed, duplicates, let_go,
         ... and `quarantined` by reason."""
-        names = ("decisions", "events", "outcomes", "closed", "revisions", "duplicates", "duplicate_decisions")
-        more = ("tombstones", "waited", "let_go", "never_shown", "never_shown_clicks", "void_retractions")
-        counts = self._ledger.counts
-        found: dict[str, int | dict[str, int]] = {name: counts[name] for name in (*names, *more, "unpublishable")}
-        prefix = "quarantined."
-        found["quarantined"] = {k.removeprefix(prefix): n for k, n in sorted(counts.items()) if k.startswith(prefix)}
+        totals: Counter[str] = Counter()
+        for part in self._parts.values():
+            totals.update(part.counts)
+        found: dict[str, int | dict[str, int]] = {name: totals[name] for name in _NAMES}
+        reasons = sorted(name for name in totals if name.startswith(_QUARANTINED))
+        found["quarantined"] = {name.removeprefix(_QUARANTINED): totals[name] for name in reasons}
         return found
 
     @property
     def open_decisions(self) -> int:
         """How many decisions are held: every one that can still change."""
-        return self._store.open_decisions()
+        return sum(part.open_decisions for part in self._parts.values())
+
+    @property
+    def caught_up(self) -> bool:
+        """Whether every partition works on what is new; False while one still catches up with the log."""
+        return all(part.caught_up for part in self._parts.values())
 
     def event_time(self, partition: int) -> int | None:
         """The partition's event time (epoch ms); None before anything was let in."""
-        now = self._times[partition].now
-        return None if now == NONE else now
+        return self._parts[partition].event_time
 
     def lag(self) -> int:
         """How many records of decisions and events have not been read yet."""
-        return sum(self._log.end(at) - self._reader.position(at) for at in self._positions)
+        return sum(self._lag(at) for at in _sources(self._parts))
+
+    def figures(self) -> dict[int, PartitionFigures]:
+        """Each partition at a glance."""
+        found = {}
+        for p, part in self._parts.items():
+            decisions, events = _sources([p])
+            lags = self._lag(decisions), self._lag(events)
+            found[p] = PartitionFigures(*lags, part.event_time, part.caught_up, part.behind)
+        return found
+
+    def take_delays(self) -> list[int]:
+        """Since the last call: from received to published (ms), of every event that made a revision."""
+        now = self._clock.now_ms()
+        return [delay for part in self._parts.values() for delay in part.take_delays(now)]
 
     # -- work ---------------------------------------------------------------------------------------------------------
 
@@ -141,28 +143,20 @@ class Joiner:
         """Read up to `max_records`, waiting up to `timeout_s` for the first; returns how many records were read and
         timers fired, 0 where there was nothing to do. After an error the next step starts from the last commit."""
         if self._stale:
-            self._reader.close()
-            self._restore()
+            for part in self._parts.values():
+                part.restore()
+            self._read_on()
         self._stale = True
-        try:
-            self._publish_outbox()
-            worked = (
-                self._reconcile() if self._store.meta(_RECONCILE) is not None else self._join(max_records, timeout_s)
-            )
-            self._publish_outbox()
-            self._stale = False
-        finally:
-            self._store.rollback()
+        self._reassign()
+        for part in list(self._parts.values()):
+            self._publish(part)
+        worked = self._join(max_records, timeout_s)
+        self._stale = False
         return worked
 
     def close(self) -> None:
         """Give the state folder back. Nothing is lost without it."""
-        if not self._stale and self._published_to:
-            self._store.begin()
-            self._store.drop_outbox(self._published_to)
-            self._store.commit()
-        self._reader.close()
-        self._store.close()
+        self._close(clean=not self._stale)
 
     def __enter__(self) -> Joiner:
         return self
@@ -172,190 +166,117 @@ class Joiner:
     ) -> None:
         self.close()
 
-    # -- a step -------------------------------------------------------------------------------------------------------
+    # -- inside -------------------------------------------------------------------------------------------------------
 
     def _join(self, max_records: int, timeout_s: float) -> int:
-        records = self._reader.poll(max_records, timeout_s)
-        self._ledger.load([record.key.decode("utf-8", "replace") for record in records if record.key is not None])
-        batches: dict[TopicPartition, list[Record]] = {}
-        for record in records:
-            batches.setdefault(TopicPartition(record.topic, record.partition), []).append(record)
-        self._judge(batches)
-        self._end_rebuild()
-        return self._commit(len(records))
-
-    def _judge(self, batches: dict[TopicPartition, list[Record]]) -> None:
-        """A batch: all its decisions first, so that few events have to wait for theirs, then its events."""
-        # Asked after the poll: where more has been appended since, the topic counts as not yet read to its end.
-        ended = {at: self._reader.position(at) >= self._log.end(at) for at in self._positions}
-        # While a topic's records are being judged, it has not been read to its end.
-        for partition, time in self._times.items():
-            decisions, events = (TopicPartition(topic, partition) for topic in SOURCES)
-            time.ended(ended[decisions] and decisions not in batches, ended[events] and events not in batches)
-            for record in batches.get(decisions, ()):
-                self._ledger.decision(record)
-        self._ledger.settle()
-        for partition, time in self._times.items():
-            decisions, events = (TopicPartition(topic, partition) for topic in SOURCES)
-            time.ended(ended[decisions], ended[events] and events not in batches)
-            for record in batches.get(events, ()):
-                self._ledger.event(record)
-            time.ended(ended[decisions], ended[events])
-            if decisions in batches or events in batches:
-                time.busy()
-            elif ended[decisions] and ended[events]:
-                time.quiet(self._clock.now_ms())
-
-    def _commit(self, read: int) -> int:
-        """Fire the timers and make the step durable; returns records read and timers fired."""
-        moved = any(self._times[p].now != self._saved_times[p] for p in self._owned)
-        if not read and not moved and not self._more_timers:
+        reader = self._reader
+        if reader is None:
             return 0
-        self._store.begin()
-        self._write(self._ledger.take_saved())
-        fired = {partition: self._ledger.expire(partition, TIMERS_PER_STEP) for partition in self._owned}
-        self._more_timers = any(n >= TIMERS_PER_STEP for n in fired.values())
-        saved = self._ledger.take_saved()
-        times = {partition: time.now for partition, time in self._times.items() if time.now != NONE}
-        saved.event_times = times
-        saved.positions = {at: (self._reader.position(at), self._largest(at)) for at in self._positions}
-        self._write(saved)
-        self._finish()
-        self._saved_times.update(times)
-        return read + sum(fired.values())
+        records = reader.poll(max_records, timeout_s)
+        batches: dict[tuple[str, int], list[Record]] = {}
+        for record in records:
+            place = record[0], record[1]
+            batch = batches.get(place)
+            if batch is None:
+                batches[place] = batch = []
+            batch.append(record)
+        now_ms = self._clock.now_ms()
+        worked = len(records)
+        for partition, part in self._parts.items():
+            decisions, events = _sources([partition])
+            # Asked after the poll: where more has been appended since, the topic counts as not yet read to its end.
+            ends = Ends(reader.position(decisions), reader.end(decisions), reader.position(events), reader.end(events))
+            part.judge(batches.get(decisions, ()), batches.get(events, ()), ends, now_ms)
+        for part in self._parts.values():
+            worked += part.commit()
+        for part in list(self._parts.values()):
+            self._publish(part)
+        return worked
 
-    def _write(self, saved: Saved) -> None:
-        self._store.write(saved)
-        self._outbox.extend(saved.outbox)
+    def _publish(self, part: PartitionJoiner) -> None:
+        """Publish what a partition has committed; where another owner has taken it, that ends it here."""
+        try:
+            part.publish()
+        except Fenced:
+            if isinstance(self._assignment, Fixed):
+                raise
+            self._lost.add(part.partition)
+            self._drop(part.partition, clean=False)
+            self._read_on()
 
-    def _finish(self) -> None:
-        """End the transaction. What was published before it goes out of the outbox with it."""
-        if self._published_to:
-            self._store.drop_outbox(self._published_to)
-        self._outbox_to = self._store.last_outbox()
-        self._store.commit()
-        self._ledger.forget()
-
-    def _publish_outbox(self) -> None:
-        """Append what is committed but not yet in the log. Repeating it is harmless: the bytes are the same."""
-        for chunk in _chunks(self._outbox):
-            self._log.append(chunk)
-        self._outbox.clear()
-        self._published_to = self._outbox_to
-
-    # -- start and rebuild --------------------------------------------------------------------------------------------
-
-    def _restore(self) -> None:
-        """Everything in memory, from what was last committed."""
-        saved, times = self._store.positions(), self._store.event_times()
-        held = self._store.meta(_REBUILD) is not None
-        self._positions = {TopicPartition(topic, p): 0 for p in self._owned for topic in SOURCES}
-        for at in self._positions:
-            self._positions[at] = saved[at][0] if at in saved else self._log.start(at)
-        largest = {at: largest for at, (_, largest) in saved.items()}
-        self._times = {
-            p: EventTime(
-                times.get(p, NONE),
-                largest.get(TopicPartition("decisions", p), NONE),
-                largest.get(TopicPartition("events", p), NONE),
-                held,
-            )
-            for p in self._owned
-        }
-        self._saved_times = {p: time.now for p, time in self._times.items()}
-        self._ledger = Ledger(
-            self._store,
-            self._keys,
-            self._log.topic_name,
-            self._times,
-            self._grace_ms,
-            self._extra_ms,
-            self._store.meta(_REBUILT) is not None,
-        )
-        self._reader: LogReader = self._log.reader(self._positions)
-        self._outbox: list[Append] = self._store.outbox()
-        self._outbox_to = self._store.last_outbox()
-        self._published_to = 0
-        self._more_timers = True
-        self._stale = False
-
-    def _begin(self) -> None:
-        """A new state. Where the log has outcomes already, an earlier state was lost: note what it published, so that
-        no revision is ever published with a second content, and read quietly up to here."""
-        published, refused = self._read_outcomes(), self._read_quarantine()
-        written = any(self._log.end(at) > self._log.start(at) for at in whole(self._log, "outcomes", "quarantine"))
-        meta: dict[str, str | None] = {"begun": "yes"}
-        if written:
-            ends = [(topic, p, self._log.end(TopicPartition(topic, p))) for topic in SOURCES for p in self._owned]
-            meta |= {_REBUILT: "yes", _REBUILD: msgspec.json.encode(ends).decode()}
-        self._store.remember(published, refused, meta)
-
-    def _read_outcomes(self) -> Iterator[tuple[str, Published]]:
-        for last in _read_all(self._log, "outcomes", _PublishedOutcome):
-            content = Attributed(last.impression_ts, last.click_ts, last.components, last.reward, last.events)
-            yield last.decision_id, Published(last.revision, last.state == "closed", content)
-
-    def _read_quarantine(self) -> Iterator[tuple[TopicPartition, int, str]]:
-        names = {self._log.topic_name(topic): topic for topic in SOURCES}
-        for refusal in _read_all(self._log, "quarantine", _PublishedRefusal):
-            if refusal.topic in names:
-                yield TopicPartition(names[refusal.topic], refusal.partition), refusal.offset, refusal.reason
-
-    def _end_rebuild(self) -> None:
-        """Once everything that stood in the log at the start has been read, let event time run and start comparing."""
-        text = self._store.meta(_REBUILD) if any(time.held for time in self._times.values()) else None
-        if text is None:
+    def _reassign(self) -> None:
+        """Give up what is no longer ours and take up what is new."""
+        assigned = self._assignment.current()
+        if assigned == self._assigned:
             return
-        ends = msgspec.json.decode(text, type=list[tuple[str, int, int]])
-        if all(self._reader.position(TopicPartition(topic, p)) >= end for topic, p, end in ends):
-            for time in self._times.values():
-                time.held = False
-                time.advance()
-            self._ledger.saved.meta = {_REBUILD: None, _RECONCILE: ""}
+        self._assigned = assigned
+        self._lost.clear()
+        for partition in self._parts.keys() - assigned.partitions:
+            self._drop(partition, clean=True)
+        for partition in sorted(assigned.partitions - self._parts.keys()):
+            self._parts[partition] = PartitionJoiner(
+                self._log,
+                partition,
+                self._dir / f"partition-{partition}",
+                self._identity,
+                self._keys,
+                self._rules,
+                self._durable,
+            )
+            self._publish(self._parts[partition])
+        self._parts = dict(sorted(self._parts.items()))
+        self._read_on()
 
-    def _reconcile(self) -> int:
-        """Publish, for the next decisions, what differs from what the lost state had published."""
-        ids = self._store.decisions_after(self._store.meta(_RECONCILE) or "", TIMERS_PER_STEP)
-        self._ledger.reconcile(ids)
-        saved = self._ledger.take_saved()
-        saved.meta = {_RECONCILE: ids[-1] if ids else None}
-        self._store.begin()
-        self._write(saved)
-        self._finish()
-        return max(1, len(ids))
+    def _drop(self, partition: int, clean: bool) -> None:
+        self._parts.pop(partition).close(clean)
 
-    def _largest(self, at: TopicPartition) -> int:
-        time = self._times[at.partition]
-        return time.decisions if at.topic == "decisions" else time.events
+    def _read_on(self) -> None:
+        """A reader of what is ours, from where its state stands."""
+        if self._reader is not None:
+            self._reader.close()
+            self._reader = None
+        positions = {
+            TopicPartition(topic, p): position
+            for p, part in self._parts.items()
+            for topic, position in zip(SOURCES, part.positions, strict=True)
+        }
+        if positions:
+            self._reader = self._log.reader(positions)
+
+    def _lag(self, at: TopicPartition) -> int:
+        return 0 if self._reader is None else max(0, self._log.end(at) - self._reader.position(at))
+
+    def _close(self, clean: bool) -> None:
+        for partition in list(self._parts):
+            self._drop(partition, clean)
+        if self._reader is not None:
+            self._reader.close()
+        self._assignment.close()
+        self._lock.close()
 
 
-def _read_all(log: EventLog, topic: str, kind: type[T]) -> Iterator[T]:
-    """Every record of a topic up to its end. Raises AdloopError for one that a joiner can't have written."""
-    decoder = msgspec.json.Decoder(kind)
-    reader = log.reader(whole(log, topic))
+def _assignment(partitions: Collection[int] | Assignment | None, count: int) -> Assignment:
+    if partitions is None:
+        return Fixed(range(count))
+    return Fixed(partitions) if isinstance(partitions, Collection) else partitions
+
+
+def _sources(partitions: Iterable[int]) -> list[TopicPartition]:
+    return [TopicPartition(topic, partition) for partition in partitions for topic in SOURCES]
+
+
+def _lock(folder: Path) -> IO[bytes]:
+    """Keep every other joiner out of a state folder. Raises ConfigError."""
     try:
-        while records := reader.poll():
-            for record in records:
-                yield decoder.decode(record.value or b"")
-    except msgspec.DecodeError as error:
-        raise AdloopError(
-            f"{topic}: a record is not as a joiner writes it ({error}), so lost state can't be rebuilt; restore the "
-            "state folder, or start a new log"
-        ) from error
-    finally:
-        reader.close()
-
-
-def _chunks(records: list[Append]) -> Iterator[list[Append]]:
-    """In order, in pieces of bounded number and size."""
-    chunk: list[Append] = []
-    size = 0
-    for record in records:
-        length = len(record.value or b"")
-        if chunk and (len(chunk) >= PUBLISH_RECORDS or size + length > PUBLISH_BYTES):
-            yield chunk
-            chunk, size = [], 0
-        chunk.append(record)
-        size += length
-    if chunk:
-        yield chunk
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / "lock").open("ab")
+    except OSError as error:
+        raise ConfigError(f"state {folder}: the folder can't be used ({error}); choose another --state") from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.close()
+        raise ConfigError(
+            f"state {folder}: another joiner is using it; stop that one, or give this one its own --state"
+        ) from None
+    return lock

@@ -1,4 +1,4 @@
-"""The joiner's state machine: what one record, or the passing of event time, does to the open decisions.
+"""The joiner's state machine: what one record, or the passing of event time, does to the open decisions of a partition.
 
 It reads neither logs nor clocks. What it changes it collects in `Saved`, for the joiner to commit and publish. The
 order in which records of different decisions come never matters; for one decision they are judged in log order.
@@ -6,10 +6,8 @@ order in which records of different decisions come never matters; for one decisi
 
 from __future__ import annotations
 
-import base64
-import json
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, Literal
 
 import msgspec
@@ -18,13 +16,13 @@ from msgspec import Struct
 from optimizer.maths.attribution import Attributed, attribute, retention_ms
 from optimizer.stream.admission import Arrived, Refused, check_against, read_decision, read_event
 from optimizer.stream.event_time import EventTime
-from optimizer.stream.log import MAX_RECORD_BYTES, Append, Record, TopicPartition
-from optimizer.stream.state import DecisionBody, Held, Saved, StateStore, Waiting, decision_row
-from optimizer.stream.tokens import TokenKeys
-from optimizer.types import SCHEMA, Components, Decision, Quarantined, Reason, to_json
+from optimizer.stream.log import MAX_RECORD_BYTES, Append, Record
+from optimizer.stream.quarantine import quarantined
+from optimizer.stream.state import NEVER, DecisionBody, Held, Published, Row, Saved, StateStore, Waiting, hash_of
+from optimizer.stream.tokens import Claims, TokenKeys
+from optimizer.types import SCHEMA, Components, Decision, Reason, to_json
 
 PAYLOAD_BYTES: Final = 64 * 1024  # how much of a refused record is kept
-DETAIL_CHARS: Final = 500
 CACHED_DECISIONS: Final = 20_000  # kept in memory between steps; all others are read from the state when needed
 
 
@@ -45,20 +43,37 @@ class _OutcomeRecord(Struct, frozen=True):
 
 
 class OpenDecision:
-    """A decision that can still change, in memory."""
+    """A decision that can still change, in memory. `verified` is the last token that was made for it, `settled` says
+    that what a catch-up had to say about it has been heard, `noted` that what was published before one is noted."""
 
-    __slots__ = ("closed", "current", "decision", "events", "expires", "id", "partition", "record", "revision")
+    __slots__ = (
+        "closed",
+        "current",
+        "decision",
+        "events",
+        "expires",
+        "noted",
+        "record",
+        "revision",
+        "seq",
+        "settled",
+        "stored",
+        "verified",
+    )
 
-    def __init__(self, partition: int, decision: Decision, body: DecisionBody, extra_ms: int) -> None:
-        self.id = decision.decision_id
-        self.partition = partition
+    def __init__(self, seq: int, decision: Decision, body: DecisionBody, extra_ms: int, stored: bool) -> None:
+        self.seq = seq
         self.decision = decision
         self.record = body.record
         self.revision = body.revision
         self.closed = body.closed
         self.events = {event.event_id: event for event in body.events}
         self.expires = decision.ts + retention_ms(decision.attribution, extra_ms)
-        self.current: Attributed | None = attribute(decision, body.events)
+        self.current: Attributed | None = attribute(decision, body.events) if body.events else None
+        self.verified: tuple[str, Claims] | None = None
+        self.stored = stored
+        self.settled = False
+        self.noted = False
 
     def closes(self, grace_ms: int) -> int | None:
         """When event time passes this, the outcome closes; None where there is none, or it is closed already."""
@@ -66,59 +81,73 @@ class OpenDecision:
             return None
         return self.current.impression_ts + self.decision.attribution.window_ms() + grace_ms
 
-    def body(self) -> DecisionBody:
-        return DecisionBody(self.record, self.revision, self.closed, list(self.events.values()))
+    def due(self, grace_ms: int) -> int:
+        """The next timer: closing, or being let go. What is open is kept until it has closed."""
+        closes = self.closes(grace_ms)
+        return self.expires if closes is None else closes
+
+    def row(self, grace_ms: int) -> Row:
+        """As it is to be stored."""
+        body = _encode((self.record, self.revision, self.closed, list(self.events.values())))
+        return Row(self.seq, hash_of(self.decision.decision_id.encode()), min(self.due(grace_ms), NEVER), body)
 
 
 class Ledger:
-    """The open decisions of one joiner.
+    """The open decisions of one partition.
 
     Args:
       store: where decisions and waiting events are looked up; written only through `saved`.
       keys: verify the events' tokens.
-      topic_name: a topic's full name, for quarantine records.
-      times: event time by partition.
-      counts: running totals, as stored.
-      rebuilt: an earlier joiner has published to this log; what it said is consulted.
+      sources: the full names of the topics `decisions` and `events`, for quarantine records.
+      time: the partition's event time.
+      catching_up: something is known of what other joiners published or refused; it is consulted.
     """
 
     def __init__(
         self,
+        partition: int,
         store: StateStore,
         keys: TokenKeys,
-        topic_name: Callable[[str], str],
-        times: dict[int, EventTime],
+        sources: Mapping[str, str],
+        time: EventTime,
         grace_ms: int,
         extra_retention_ms: int,
-        rebuilt: bool,
+        catching_up: bool,
     ) -> None:
         self.saved = Saved()
         self.counts: Counter[str] = Counter(store.counts())
-        self.rebuilt = rebuilt
+        self.catching_up = catching_up
+        self.revised: list[int] = []  # received_ts of the events that made a revision, since it was last emptied
         self._store = store
         self._keys = keys
-        self._topic_name = topic_name
-        self._times = times
+        self._partition = partition
+        self._sources = sources
+        self._time = time
         self._grace_ms = grace_ms
         self._extra_ms = extra_retention_ms
-        self._open: OrderedDict[str, OpenDecision] = OrderedDict()
-        self._dirty: dict[str, OpenDecision] = {}
+        self._open: OrderedDict[bytes, OpenDecision] = OrderedDict()
+        self._dirty: dict[int, OpenDecision] = {}
         self._new: list[OpenDecision] = []
-        self._anyone_waits = store.has_waiting()
+        self._next_seq = store.next_seq()
+        self._knows_refused = store.has_refused()
 
     # -- one step -----------------------------------------------------------------------------------------------------
 
-    def load(self, ids: Sequence[str]) -> None:
-        """Bring the open decisions among `ids` into memory: once a batch instead of once a record."""
-        absent = [i for i in dict.fromkeys(ids) if i not in self._open]
-        for _, partition, body in self._store.decisions(absent):
+    def load(self, keys: Iterable[bytes]) -> None:
+        """Bring the open decisions with these keys into memory: once a batch instead of once a record."""
+        absent = {hash_of(key) for key in keys if key not in self._open}
+        for seq, _, body in self._store.decisions(list(absent)):
             decision = _DECISION.decode(body.record)
-            self._open[decision.decision_id] = OpenDecision(partition, decision, body, self._extra_ms)
+            key = decision.decision_id.encode()
+            if key not in self._open:
+                self._open[key] = OpenDecision(seq, decision, body, self._extra_ms, stored=True)
 
     def take_saved(self) -> Saved:
         """What has changed since the last call."""
         saved, self.saved = self.saved, Saved()
-        saved.decisions = [decision_row(d.id, d.partition, self._due(d), d.body()) for d in self._dirty.values()]
+        for held in self._dirty.values():
+            (saved.changed if held.stored else saved.created).append(held.row(self._grace_ms))
+            held.stored = True
         saved.counts = dict(self.counts)
         self._dirty.clear()
         return saved
@@ -137,108 +166,106 @@ class Ledger:
             return
         try:
             decision = read_decision(record, value)
-            held = self._use(decision.decision_id)
+            key = record.key or b""
+            held = self._open.get(key)
             if held is not None:
                 if not _same_json(held.record, value):
-                    raise Refused("conflict", f"decision_id: {held.id!r} stands already, with other content")
+                    raise Refused("conflict", f"decision_id: {decision.decision_id!r} stands already, otherwise")
                 self.counts["duplicate_decisions"] += 1
                 return
         except Refused as refused:
             self._quarantine(record, refused)
             return
-        body = DecisionBody(value, 0, False, [])
-        held = OpenDecision(record.partition, decision, body, self._extra_ms)
-        self._open[held.id] = self._dirty[held.id] = held
-        self._new.append(held)
+        held = OpenDecision(self._next_seq, decision, DecisionBody(value, 0, False, []), self._extra_ms, stored=False)
+        self._next_seq += 1
+        self._open[key] = self._dirty[held.seq] = held
+        if self._store.may_be_waited_for(hash_of(key)):
+            self._new.append(held)
         self.counts["decisions"] += 1
-        self._times[record.partition].decision(decision.ts)
+        self._time.decision(decision.ts)
 
     def settle(self) -> None:
         """Judge the events that were waiting for the decisions let in since the last call, in log order."""
         new, self._new = self._new, []
-        if not new or not self._anyone_waits:
-            return
-        waited = self._store.waited_for([held.id for held in new])
         for held in new:
-            if held.id not in waited:
-                continue
-            for event in self._store.waiting_for(held.id):
-                time = self._times[event.partition]
-                self.saved.arrived.append((event.partition, event.offset))
+            if self._time.now > held.expires:
+                continue  # its state is to be let go: whoever waits for it becomes an orphan
+            for event in self._store.waiting_for(held.decision.decision_id):
+                self.saved.arrived.append(event.offset)
                 try:
-                    if time.now > event.arrived.expires_ms():
+                    if self._time.now > event.arrived.expires_ms():
                         raise _orphan(event)
-                    self._admit(held, event.arrived, time, late=False)
+                    self._check_refused("events", event.offset)
+                    self._admit(held, event.arrived, late=False)
                 except Refused as refused:
-                    self._quarantine_waiting(event, refused)
-        self._anyone_waits = bool(self.saved.waiting) or self._store.has_waiting()
+                    self._refuse("events", event.offset, refused, event.size, event.payload)
 
     def event(self, record: Record) -> None:
         """A record of the topic `events`, whose decision was loaded if there is one."""
         if (value := record.value) is None:
             self.counts["tombstones"] += 1
             return
+        key = record.key or b""
+        held = self._open.get(key)
         try:
-            arrived = read_event(record, value, self._keys)
-            time = self._times[record.partition]
-            late = time.now > arrived.expires_ms()
-            if time.held and (reason := self._refused_before(record)) is not None:
-                raise Refused(reason, "refused before the state was lost")
-            held = self._use(arrived.event.decision_id)
-            if held is not None and time.now <= held.expires:
-                self._admit(held, arrived, time, late)
+            arrived = read_event(record, value, self._keys, None if held is None else held.verified)
+            now = self._time.now
+            late = now > arrived.expires_ms()
+            self._check_refused("events", record.offset)
+            if held is not None and now <= held.expires:
+                self._open.move_to_end(key)
+                self._admit(held, arrived, late)
             elif late:
-                raise _late(arrived, time)
+                raise self._late(arrived)
             else:
-                kept = value[:PAYLOAD_BYTES]
-                self.saved.waiting.append(Waiting(record.partition, record.offset, arrived, len(value), kept))
+                self.saved.waiting.append(Waiting(record.offset, arrived, len(value), value[:PAYLOAD_BYTES]))
                 self.counts["waited"] += 1
-                self._anyone_waits = True
         except Refused as refused:
             self._quarantine(record, refused)
 
     # -- the passing of event time ------------------------------------------------------------------------------------
 
-    def expire(self, partition: int, limit: int) -> int:
-        """Close, let go and orphan what is due in a partition, at most `limit` of each; returns how much that was.
-        What was saved before must have been written to the store."""
-        time = self._times[partition]
-        if time.held:
+    def expire(self, limit: int) -> int:
+        """Close, let go and orphan what is due, at most `limit` of each; returns how much that was. What was saved
+        before must have been written to the store."""
+        now = self._time.now
+        if self._time.held:
             return 0
-        due = self._store.decisions_due(partition, time.now, limit)
-        self.load(due)
-        for decision_id in due:
-            held = self._open[decision_id]
-            self._close_if_due(held, time)
-            if self._due(held) < time.now:
+        due = self._store.decisions_due(now, limit)
+        for seq, body in due:
+            decision = _DECISION.decode(body.record)
+            held = self._open.get(decision.decision_id.encode())
+            if held is None:
+                held = OpenDecision(seq, decision, body, self._extra_ms, stored=True)
+            if self.catching_up and not held.settled:
+                self._revise(held, held.current, held.closed)
+            self._close_if_due(held)
+            if held.due(self._grace_ms) < now:
                 self._let_go(held)
             else:
-                self._dirty[held.id] = held
-        orphans = self._store.waiting_due(partition, time.now, limit)
+                self._dirty[held.seq] = held
+        orphans = self._store.waiting_due(now, limit)
         for event in orphans:
-            self.saved.arrived.append((event.partition, event.offset))
-            self._quarantine_waiting(event, _orphan(event))
+            self.saved.arrived.append(event.offset)
+            self._refuse("events", event.offset, _orphan(event), event.size, event.payload)
         return len(due) + len(orphans)
 
     def reconcile(self, ids: Sequence[str]) -> None:
-        """After a rebuild: publish of these decisions what differs from what the lost state had published."""
-        self.load(ids)
+        """After a catch-up: publish of these decisions what differs from what stands last in the log."""
+        self.load([decision_id.encode() for decision_id in ids])
         for decision_id in ids:
-            held = self._open[decision_id]
-            if held.current is not None and held.revision == 0:
-                self._revise(held, self._times[held.partition])
+            held = self._open.get(decision_id.encode())
+            if held is None:
+                self.saved.settled.append(decision_id)
+            elif not held.settled:
+                self._revise(held, held.current, held.closed)
 
-    def _due(self, held: OpenDecision) -> int:
-        """The next timer of a decision: closing, or being let go. What is open is kept until it has closed."""
+    def _close_if_due(self, held: OpenDecision) -> None:
         closes = held.closes(self._grace_ms)
-        return held.expires if closes is None else closes
-
-    def _close_if_due(self, held: OpenDecision, time: EventTime) -> None:
-        closes = held.closes(self._grace_ms)
-        if closes is not None and closes < time.now:
+        if closes is not None and closes < self._time.now:
             held.closed = True
             self.counts["closed"] += 1
-            self._revise(held, time)
+            self._revise(held, held.current, False)
 
     def _let_go(self, held: OpenDecision) -> None:
         kinds = {event.event_id for event in held.events.values()}
@@ -248,25 +275,21 @@ class Ledger:
         if held.current is None:
             self.counts["never_shown"] += 1
             self.counts["never_shown_clicks"] += sum(event.type == "click" for event in held.events.values())
-        self.saved.gone.append(held.id)
-        del self._open[held.id]
-        self._dirty.pop(held.id, None)
+        key = held.decision.decision_id.encode()
+        self.saved.gone.append((hash_of(key), held.seq))
+        self._open.pop(key, None)
+        self._dirty.pop(held.seq, None)
 
     # -- inside -------------------------------------------------------------------------------------------------------
 
-    def _use(self, decision_id: str) -> OpenDecision | None:
-        held = self._open.get(decision_id)
-        if held is not None:
-            self._open.move_to_end(decision_id)
-        return held
-
-    def _admit(self, held: OpenDecision, arrived: Arrived, time: EventTime, late: bool) -> None:
+    def _admit(self, held: OpenDecision, arrived: Arrived, late: bool) -> None:
         """The checks that need the decision, then what the event changes. Raises Refused."""
         check_against(held.decision, arrived, self._extra_ms)
-        if late:
-            raise _late(arrived, time)
         event = arrived.event
-        value = 0.0 if event.type == "conversion" and event.value is None else event.value
+        held.verified = event.token, arrived.claims
+        if late:
+            raise self._late(arrived)
+        value = 0.0 if event.value is None and event.type == "conversion" else event.value
         new = Held(event.event_id, event.type, event.ts, value, event.retracts, event.ts_defaulted)
         first = held.events.get(new.event_id)
         if first is not None:
@@ -274,41 +297,43 @@ class Ledger:
                 raise Refused("conflict", f"event_id: {new.event_id!r} stands already, with other content")
             self.counts["duplicates"] += 1
             return
-        time.event(arrived.received_ts)
+        self._time.event(arrived.received_ts)
         # What was due before this event came happens before it, whether or not the timers have run yet.
-        self._close_if_due(held, time)
+        self._close_if_due(held)
         self.counts["events"] += 1
-        self.counts["void_retractions"] += _void(held, new)
+        if held.events:
+            self.counts["void_retractions"] += _void(held, new)
+        elif new.retracts == new.event_id:
+            self.counts["void_retractions"] += new.type == "retraction"
         held.events[new.event_id] = new
-        self._dirty[held.id] = held
+        self._dirty[held.seq] = held
         current = attribute(held.decision, held.events.values())
         if current != held.current:
-            held.current = current
-            self._revise(held, time)
+            before, held.current = held.current, current
+            if self._revise(held, before, held.closed):
+                self.revised.append(arrived.received_ts)
 
-    def _revise(self, held: OpenDecision, time: EventTime) -> None:
-        """Fix the next revision, unless the state is being rebuilt or the same is published already."""
-        self._dirty[held.id] = held
+    def _revise(self, held: OpenDecision, before: Attributed | None, closed_before: bool) -> bool:
+        """Fix the next revision; False where there is none: the partition is catching up, or the same stands in the
+        log. `before` and `closed_before` say what the last revision is about."""
+        self._dirty[held.seq] = held
+        if self._time.held:
+            if not held.noted:
+                held.noted = True
+                content = before if held.revision else None
+                self.saved.noted.append((held.decision.decision_id, Published(held.revision, closed_before, content)))
+            return False
+        if self.catching_up and not held.settled and self._settle_published(held):
+            return False
         current = held.current
-        if time.held or current is None:
-            return
-        first = held.revision == 0
-        if first:
-            before = self._store.published(held.id) if self.rebuilt else None
-            if before is not None:
-                held.revision = before.revision
-                if before.closed and not held.closed:
-                    held.closed = True
-                    self.counts["closed"] += 1
-                if before.content == current and before.closed == held.closed:
-                    self.counts["outcomes"] += 1
-                    return
+        if current is None:
+            return False
         outcome = _OutcomeRecord(
             SCHEMA,
-            held.id,
+            held.decision.decision_id,
             held.revision + 1,
             "closed" if held.closed else "open",
-            time.now,
+            self._time.now,
             current.impression_ts,
             current.click_ts,
             current.components,
@@ -320,46 +345,58 @@ class Ledger:
         if len(value) > MAX_RECORD_BYTES:
             # Tens of thousands of events on one decision: the log can't hold it, and one decision must not stop all.
             self.counts["unpublishable"] += 1
-            return
-        self.counts["outcomes"] += first
+            return False
+        self.counts["outcomes"] += held.revision == 0
         self.counts["revisions"] += 1
         held.revision += 1
-        self.saved.outbox.append(Append("outcomes", held.id, value))
+        self.saved.outbox.append(Append("outcomes", held.decision.decision_id, value))
+        return True
 
-    def _refused_before(self, record: Record) -> Reason | None:
-        """late or orphan, where the lost state had found so: what depends on event time is not judged again."""
-        match self._store.refused(TopicPartition(record.topic, record.partition), record.offset):
-            case "late":
-                return "late"
-            case "orphan":
-                return "orphan"
-            case _:
-                return None
+    def _settle_published(self, held: OpenDecision) -> bool:
+        """Go on from what stands last in the log about a decision; True where that says all there is to say."""
+        held.settled = True
+        last = self._store.published(held.decision.decision_id)
+        if last is None:
+            return False
+        self.saved.settled.append(held.decision.decision_id)
+        self.counts["outcomes"] += held.revision == 0 and last.revision > 0
+        held.revision = last.revision
+        if last.closed and not held.closed:
+            held.closed = True
+            self.counts["closed"] += 1
+        return held.current is None or (last.content == held.current and last.closed == held.closed)
+
+    def _check_refused(self, topic: str, offset: int) -> None:
+        """While catching up, late and orphan stay so where another joiner had found so: what depends on event time is
+        not judged again."""
+        if not (self._knows_refused and self._time.held):
+            return
+        reason: Reason
+        for reason in ("late", "orphan"):
+            if self._store.refused(topic, offset) == reason:
+                raise Refused(reason, "another joiner had refused it")
 
     def _quarantine(self, record: Record, refused: Refused) -> None:
         value = record.value or b""
-        self._refuse(record.topic, record.partition, record.offset, refused, len(value), value[:PAYLOAD_BYTES])
+        self._refuse(record.topic, record.offset, refused, len(value), value[:PAYLOAD_BYTES])
 
-    def _quarantine_waiting(self, event: Waiting, refused: Refused) -> None:
-        self._refuse("events", event.partition, event.offset, refused, event.size, event.payload)
-
-    def _refuse(self, topic: str, partition: int, offset: int, refused: Refused, size: int, payload: bytes) -> None:
+    def _refuse(self, topic: str, offset: int, refused: Refused, size: int, payload: bytes) -> None:
         self.counts[f"quarantined.{refused.reason}"] += 1
-        if self.rebuilt and self._store.refused(TopicPartition(topic, partition), offset) is not None:
+        if self._knows_refused and self._store.refused(topic, offset) is not None:
             return
-        # Text of the record may stand in the detail: made encodable, and kept short.
-        detail = str(refused).encode("utf-8", "replace").decode()[:DETAIL_CHARS]
-        encoded = base64.b64encode(payload).decode()
-        name = self._topic_name(topic)
-        record = Quarantined(name, partition, offset, refused.reason, detail, size, encoded)
-        self.saved.outbox.append(Append("quarantine", f"{name}:{partition}:{offset}", to_json(record)))
+        name = self._sources[topic]
+        self.saved.outbox.append(
+            quarantined(name, self._partition, offset, refused.reason, str(refused), size, payload)
+        )
+
+    def _late(self, arrived: Arrived) -> Refused:
+        now = self._time.now
+        return Refused("late", f"token: expired at {arrived.claims.exp} s, event time was {now} ms when it was read")
 
 
 _DECISION: Final = msgspec.json.Decoder(Decision)
-
-
-def _late(arrived: Arrived, time: EventTime) -> Refused:
-    return Refused("late", f"token: expired at {arrived.claims.exp} s, event time was {time.now} ms when it was read")
+_ANY: Final = msgspec.json.Decoder()
+_encode = msgspec.msgpack.encode
 
 
 def _orphan(event: Waiting) -> Refused:
@@ -378,8 +415,11 @@ def _same_json(one: bytes, other: bytes) -> bool:
     """Whether two records say the same, whatever the order of their names and their spaces."""
     if one == other:
         return True
-    first: Any = json.loads(one)
-    return bool(first == json.loads(other))
+    try:
+        first: Any = _ANY.decode(one)
+        return bool(first == _ANY.decode(other))
+    except RecursionError:  # nested so deep that it can be read, but not compared
+        return False
 
 
 def _void(held: OpenDecision, new: Held) -> int:
@@ -388,7 +428,7 @@ def _void(held: OpenDecision, new: Held) -> int:
     naming = [event.retracts for event in held.events.values() if event.type == "retraction"]
     if new.type == "retraction":
         target = held.events.get(new.retracts or "")
-        repeated = new.retracts in naming
-        own = repeated or (target is not None and target.type in ("impression", "retraction"))
+        own = new.retracts in naming or new.retracts == new.event_id
+        own = own or (target is not None and target.type in ("impression", "retraction"))
         return int(own) + int(new.event_id in naming)
     return int(new.type == "impression" and new.event_id in naming)

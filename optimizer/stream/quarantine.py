@@ -10,8 +10,9 @@ import msgspec
 
 from optimizer.stream.dump import records
 from optimizer.stream.log import TOPICS, Append, EventLog
-from optimizer.types import Quarantined, Reason
+from optimizer.types import Quarantined, Reason, to_json
 
+DETAIL_CHARS: Final = 500
 _QUARANTINED: Final = msgspec.json.Decoder(Quarantined)
 _ANY: Final = msgspec.json.Decoder()
 
@@ -36,6 +37,17 @@ class Replayed(NamedTuple):
 
     replayed: list[Place]
     skipped: list[Skipped]
+
+
+def quarantined(
+    topic_name: str, partition: int, offset: int, reason: Reason, detail: str, size: int, payload: bytes
+) -> Append:
+    """The quarantine record of a refused one of `size` bytes, of which `payload` is kept."""
+    # Text of the record may stand in the detail: made encodable, and kept short.
+    said = detail.encode("utf-8", "replace").decode()[:DETAIL_CHARS]
+    kept = base64.b64encode(payload).decode()
+    record = Quarantined(topic_name, partition, offset, reason, said, size, kept)
+    return Append("quarantine", f"{topic_name}:{partition}:{offset}", to_json(record))
 
 
 def list_(log: EventLog, reasons: Collection[Reason] | None = None) -> Iterator[Quarantined]:

@@ -101,7 +101,7 @@ def test_revisions_go_on_where_they_stood(rig: Rig) -> None:
 
 
 def test_a_rebuild_that_is_interrupted_goes_on(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("optimizer.stream.joiner.TIMERS_PER_STEP", 3)
+    monkeypatch.setattr("optimizer.stream.partition.TIMERS_PER_STEP", 3)
     made = [decision(f"d{i}") for i in range(10)]
     rig.join(*made, *(event(d, "i") for d in made))
     lose(rig)

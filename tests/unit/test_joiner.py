@@ -15,6 +15,7 @@ from optimizer.errors import ConfigError, LogTruncated
 from optimizer.stream.joiner import Joiner
 from optimizer.stream.log import Append, TopicPartition
 from optimizer.stream.sqlite_log import SqliteLog
+from optimizer.stream.state import hash_of
 from optimizer.stream.tokens import TokenKeys
 from optimizer.types import Outcome
 from tests.stream_rig import HOUR, KEYS, RETENTION, RULE, T0, Rig, appended, decision, event, raw, token, values
@@ -316,8 +317,9 @@ def test_33_the_same_event_many_times_is_one_reward_and_one_row(rig: Rig) -> Non
     last = rig.join()
     assert (last["d1"]["reward"], last["d1"]["revision"]) == (1.0, 2)
     assert rig.joiner.counts["duplicates"] == 9_999
-    assert rig.joiner._store.positions()[TopicPartition("events", 0)][0] == 10_001
-    ((_, _, body),) = rig.joiner._store.decisions(["d1"])
+    store = rig.joiner._parts[0]._store
+    assert rig.joiner._parts[0].positions == (1, 10_001)
+    ((_, _, body),) = store.decisions([hash_of(b"d1")])
     assert len(body.events) == 2
 
 

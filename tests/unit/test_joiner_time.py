@@ -125,12 +125,12 @@ def test_state_of_what_is_let_go_leaves_nothing_behind(rig: Rig) -> None:
     rig.pass_time(T0 + RETENTION + 1)
     rig.pass_time(T0 + 3 * RETENTION)
     assert rig.joiner.open_decisions == 1, "only the last marker"
-    assert not rig.joiner._store.has_waiting()
+    assert rig.joiner._parts[0]._store.waiting_count() == 0
     assert rig.joiner.counts["closed"] == 30
 
 
 def test_timers_fire_in_bounded_bulk(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("optimizer.stream.joiner.TIMERS_PER_STEP", 7)
+    monkeypatch.setattr("optimizer.stream.partition.TIMERS_PER_STEP", 7)
     made = [decision(f"d{i}") for i in range(30)]
     rig.join(*made, *(event(d, "i") for d in made))
     marker = decision("marker", ts=CLOSES + 1)
@@ -193,7 +193,7 @@ def test_a_step_that_fails_is_repeated_from_the_last_commit(rig: Rig, monkeypatc
         raise OSError("disk full")
 
     with monkeypatch.context() as patch:
-        patch.setattr(rig.joiner._store, "write", full)
+        patch.setattr(rig.joiner._parts[0]._store, "write", full)
         for _ in range(2):
             with pytest.raises(OSError, match="disk full"):
                 rig.joiner.step()

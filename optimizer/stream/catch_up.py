@@ -1,0 +1,158 @@
+"""What other joiners published while a state was not looking: read before a partition goes to work.
+
+A state may be behind the log in three ways: it was lost, its partition was another process's for a while, or a power
+cut set it back. All three are one case: whatever stands in outcomes and quarantine beyond what the state knows of is
+noted as published. The partition then reads on quietly to where the log ended at the start, and only then publishes
+what differs, going on from the revisions that stand there. So no revision ever gets a second content.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Final, TypeVar
+
+import msgspec
+from msgspec import Struct
+
+from optimizer.errors import AdloopError
+from optimizer.maths.attribution import Attributed
+from optimizer.stream.log import Append, EventLog, Record, TopicPartition
+from optimizer.stream.state import Progress, Published, StateStore
+from optimizer.types import Components, Reason
+
+T = TypeVar("T")
+HOLD: Final = "hold"  # meta: the ends of decisions and events up to which the partition reads quietly, and an as_of
+POLL_RECORDS: Final = 2_000
+
+
+class Hold(Struct, frozen=True, array_like=True):
+    """Up to which offsets a partition reads quietly; `as_of` is the event time that others had come to."""
+
+    decisions: int
+    events: int
+    as_of: int
+
+
+class _Outcome(Struct, frozen=True):
+    """The part of an outcome that is compared."""
+
+    decision_id: str
+    revision: int
+    state: str
+    as_of: int
+    impression_ts: int
+    click_ts: int | None
+    components: Components
+    reward: float
+    events: list[str]
+
+
+class _Refusal(Struct, frozen=True):
+    topic: str
+    partition: int
+    offset: int
+    reason: Reason
+
+
+_HOLD: Final = msgspec.msgpack.Decoder(Hold)
+_OUTCOME: Final = msgspec.json.Decoder(_Outcome)
+_REFUSAL: Final = msgspec.json.Decoder(_Refusal)
+
+
+def hold_of(store: StateStore) -> Hold | None:
+    """Up to where the partition has to read quietly; None where it need not."""
+    body = store.meta(HOLD)
+    return None if body is None else _HOLD.decode(body)
+
+
+def take_over(log: EventLog, partition: int, store: StateStore, sources: Mapping[str, str]) -> None:
+    """Bring the state in step with what stands in outcomes and quarantine. Call once nobody else can publish.
+
+    Raises LogTruncated where the log lost what the state knows of, AdloopError for a record that no joiner wrote.
+    """
+    before = store.progress() or _beginning(log, partition)
+    outbox = store.outbox()
+    tail = _Tail(log, partition, before, outbox)
+    store.begin()
+    try:
+        store.remember(tail.outcomes(), tail.refusals(sources))
+        if tail.foreign:
+            # What the outbox says about a decision that others went on with has been overtaken.
+            store.replace_outbox([record for record in outbox if (record.topic, record.key) not in tail.overtaken])
+            decisions, events = (log.end(TopicPartition(topic, partition)) for topic in sources)
+            store.put(HOLD, msgspec.msgpack.encode(Hold(decisions, events, tail.as_of)))
+        store.advance(msgspec.structs.replace(before, outcomes=tail.outcomes_end, quarantine=tail.quarantine_end))
+        store.commit()
+    finally:
+        store.rollback()
+
+
+def _beginning(log: EventLog, partition: int) -> Progress:
+    decisions, events, outcomes = (
+        log.start(TopicPartition(topic, partition)) for topic in ("decisions", "events", "outcomes")
+    )
+    return Progress(decisions, events, outcomes, log.start(TopicPartition("quarantine", 0)))
+
+
+class _Tail:
+    """What stands in outcomes and quarantine beyond `since`. `foreign` says whether any of it is not from `outbox`,
+    and `overtaken` are the (topic, key) in the outbox under which others published something."""
+
+    def __init__(self, log: EventLog, partition: int, since: Progress, outbox: Sequence[Append]) -> None:
+        self.foreign = False
+        self.overtaken: set[tuple[str, str]] = set()
+        self.as_of = since.event_time
+        self.outcomes_end = since.outcomes
+        self.quarantine_end = since.quarantine
+        self._log = log
+        self._partition = partition
+        self._own = {(record.topic, record.key, record.value) for record in outbox}
+        self._keys = {(record.topic, record.key) for record in outbox}
+
+    def outcomes(self) -> Iterator[tuple[str, Published]]:
+        at = TopicPartition("outcomes", self._partition)
+        for record in self._foreign(at, self.outcomes_end):
+            last = _decoded(_OUTCOME, record)
+            content = Attributed(last.impression_ts, last.click_ts, last.components, last.reward, last.events)
+            self.as_of = max(self.as_of, last.as_of)
+            self._note("outcomes", last.decision_id)
+            yield last.decision_id, Published(last.revision, last.state == "closed", content)
+        self.outcomes_end = self._log.end(at)
+
+    def refusals(self, sources: Mapping[str, str]) -> Iterator[tuple[str, int, str]]:
+        names = {name: topic for topic, name in sources.items()}
+        at = TopicPartition("quarantine", 0)
+        end = self._log.end(at)  # before the reading: joiners of other partitions go on writing here
+        for record in self._foreign(at, self.quarantine_end):
+            refusal = _decoded(_REFUSAL, record)
+            if refusal.topic in names and refusal.partition == self._partition:
+                self._note("quarantine", (record.key or b"").decode())
+                yield names[refusal.topic], refusal.offset, refusal.reason
+        self.quarantine_end = end
+
+    def _note(self, topic: str, key: str) -> None:
+        self.foreign = True
+        if (topic, key) in self._keys:
+            self.overtaken.add((topic, key))
+
+    def _foreign(self, at: TopicPartition, position: int) -> Iterator[Record]:
+        """The records that are not from our own outbox, published just before a crash."""
+        reader = self._log.reader({at: position})
+        try:
+            while records := reader.poll(POLL_RECORDS):
+                for record in records:
+                    key = (record.key or b"").decode("utf-8", "replace")
+                    if (at.topic, key, record.value) not in self._own:
+                        yield record
+        finally:
+            reader.close()
+
+
+def _decoded(decoder: msgspec.json.Decoder[T], record: Record) -> T:
+    try:
+        return decoder.decode(record.value or b"")
+    except msgspec.DecodeError as error:
+        raise AdloopError(
+            f"{record.topic}: a record is not as a joiner writes it (offset {record.offset}: {error}), so state "
+            "can't be rebuilt from it; restore the state folder, or start a new log"
+        ) from error

@@ -1,0 +1,277 @@
+"""One partition of the join: its state, its event time, its outbox and the right to publish it.
+
+The order that makes it crash-safe:
+1. records of one poll are judged, and the content of every new revision is fixed;
+2. one transaction commits state, positions, counters and those revisions in an outbox;
+3. the outbox is published; 4. it is forgotten, with the next transaction.
+A crash before 2 repeats the records from the old state. A crash after 2 publishes the outbox again, byte for byte.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from optimizer.maths.attribution import EXTRA_RETENTION_MS, GRACE_MS
+from optimizer.stream.catch_up import HOLD, hold_of, take_over
+from optimizer.stream.event_time import NONE, EventTime
+from optimizer.stream.ledger import Ledger
+from optimizer.stream.log import Append, EventLog, Publisher, Record
+from optimizer.stream.state import Progress, Saved, StateStore
+from optimizer.stream.tokens import TokenKeys
+
+TIMERS_PER_STEP: Final = 1_000  # so that a step's transaction stays bounded
+PUBLISH_BYTES: Final = 4 * 1024 * 1024
+PUBLISH_RECORDS: Final = 1_000
+
+
+class Rules(NamedTuple):
+    """What the joiner's options say: how long after its windows an outcome closes, and a decision can be revised."""
+
+    grace_ms: int = GRACE_MS
+    extra_retention_ms: int = EXTRA_RETENTION_MS
+
+
+class Ends(NamedTuple):
+    """How far decisions and events have been read (next offsets), and where they end."""
+
+    decisions: int
+    decisions_end: int
+    events: int
+    events_end: int
+
+
+class PartitionJoiner:
+    """Joins one partition. Made when the partition is taken: that ends every earlier owner's right to publish it.
+
+    Raises ConfigError where the state is another log's, LogTruncated where the log lost what the state needs.
+    """
+
+    def __init__(
+        self,
+        log: EventLog,
+        partition: int,
+        folder: Path,
+        identity: Mapping[str, str],
+        keys: TokenKeys,
+        rules: Rules,
+        durable: bool,
+    ) -> None:
+        self.partition = partition
+        self._keys = keys
+        self._rules = rules
+        self._sources = {topic: log.topic_name(topic) for topic in ("decisions", "events")}
+        self._publisher: Publisher | None = None
+        self._store = StateStore(folder, {**identity, "partition": str(partition)}, durable)
+        try:
+            self._publisher = log.publisher(partition)
+            take_over(log, partition, self._store, self._sources)
+            self.restore()
+        except BaseException:
+            self.close()
+            raise
+
+    # -- figures ------------------------------------------------------------------------------------------------------
+
+    @property
+    def counts(self) -> Mapping[str, int]:
+        """Totals since the state began."""
+        return self._ledger.counts
+
+    @property
+    def open_decisions(self) -> int:
+        """How many decisions are held: every one that can still change."""
+        return self._ledger.counts["decisions"] - self._ledger.counts["let_go"]
+
+    @property
+    def event_time(self) -> int | None:
+        """The partition's event time (epoch ms); None before anything was let in."""
+        return None if self._time.now == NONE else self._time.now
+
+    @property
+    def caught_up(self) -> bool:
+        """False while it reads on quietly to where the log ended when it was taken, and compares after that."""
+        return self._hold is None and not self._ledger.catching_up
+
+    @property
+    def positions(self) -> tuple[int, int]:
+        """The offsets of decisions and events to read next, as committed."""
+        return self._progress.decisions, self._progress.events
+
+    @property
+    def behind(self) -> int:
+        """How many records a catch-up still has to read; 0 where there is none."""
+        if self._hold is None:
+            return 0
+        progress = self._progress
+        return max(0, self._hold.decisions - progress.decisions) + max(0, self._hold.events - progress.events)
+
+    def take_delays(self, now_ms: int) -> list[int]:
+        """From received to published (ms), of the events that made a revision since the last call."""
+        delays = [max(0, now_ms - received) for received in self._published]
+        self._published.clear()
+        return delays
+
+    # -- a step -------------------------------------------------------------------------------------------------------
+
+    def restore(self) -> None:
+        """Everything in memory, from what was last committed: at the start, and after an error."""
+        self._store.rollback()
+        self._store.load()
+        self._progress = self._store.progress() or Progress(0, 0, 0, 0)
+        self._read = self._progress.decisions, self._progress.events
+        self._hold = hold_of(self._store)
+        progress = self._progress
+        self._time = EventTime(
+            progress.event_time, progress.largest_decision, progress.largest_event, self._hold is not None
+        )
+        self._ledger = Ledger(
+            self.partition,
+            self._store,
+            self._keys,
+            self._sources,
+            self._time,
+            self._rules.grace_ms,
+            self._rules.extra_retention_ms,
+            bool(self._store.published_ids(1)),
+        )
+        self._outbox: list[Append] = self._store.outbox()
+        self._outbox_to = self._store.last_outbox()
+        self._published_to = 0
+        self._published: list[int] = []
+        self._more_timers = True
+
+    def judge(self, decisions: Sequence[Record], events: Sequence[Record], ends: Ends, now_ms: int) -> None:
+        """A batch: all its decisions first, so that few events have to wait for theirs, then its events."""
+        time, ledger = self._time, self._ledger
+        decisions_ended, events_ended = ends.decisions >= ends.decisions_end, ends.events >= ends.events_end
+        # While a topic's records are being judged, it has not been read to its end.
+        if decisions or events:
+            ledger.load(
+                [key for records in (decisions, events) for record in records if (key := record.key) is not None]
+            )
+            time.ended(decisions_ended and not decisions, events_ended and not events)
+            for record in decisions:
+                ledger.decision(record)
+            ledger.settle()
+            time.ended(decisions_ended, events_ended and not events)
+            for record in events:
+                ledger.event(record)
+        time.ended(decisions_ended, events_ended)
+        if decisions or events:
+            time.busy()
+        elif decisions_ended and events_ended:
+            time.quiet(now_ms)
+        self._read = ends.decisions, ends.events
+        self._end_hold()
+
+    def commit(self) -> int:
+        """Make what was judged durable and fire the timers; returns how many fired or were compared."""
+        progress = self._progress
+        moved = self._time.now != progress.event_time
+        read = self._read != (progress.decisions, progress.events)
+        ledger = self._ledger
+        if not (read or moved or self._more_timers or (ledger.catching_up and self._hold is None)):
+            return 0
+        store = self._store
+        store.begin()
+        self._write(ledger.take_saved())
+        worked = self._reconcile() if self._hold is None and ledger.catching_up else 0
+        fired = ledger.expire(TIMERS_PER_STEP)
+        self._more_timers = fired >= TIMERS_PER_STEP
+        self._write(ledger.take_saved())
+        self._progress = Progress(
+            *self._read,
+            progress.outcomes,
+            progress.quarantine,
+            self._time.decisions,
+            self._time.events,
+            self._time.now,
+        )
+        self._store.advance(self._progress)
+        if self._published_to:
+            store.drop_outbox(self._published_to)
+        self._outbox_to = store.last_outbox()
+        store.commit()
+        ledger.forget()
+        return worked + fired
+
+    def publish(self) -> None:
+        """Append what is committed but not yet in the log. Repeating it is harmless: the bytes are the same. Raises
+        Fenced where another has taken the partition."""
+        if self._publisher is None:
+            return
+        for chunk in _chunks(self._outbox):
+            places = self._publisher.append(chunk)
+            self._passed(chunk, places)
+        self._outbox.clear()
+        self._published_to = self._outbox_to
+        self._published += self._ledger.revised
+        self._ledger.revised.clear()
+
+    def close(self, clean: bool = False) -> None:
+        """Give the state and the right to publish back; nothing is lost without it. `clean`: what was published is
+        forgotten now, and not with the next transaction."""
+        if clean and self._published_to:
+            self._store.begin()
+            self._store.drop_outbox(self._published_to)
+            self._store.advance(self._progress)
+            self._store.commit()
+        if self._publisher is not None:
+            self._publisher.close()
+            self._publisher = None
+        self._store.close()
+
+    # -- inside -------------------------------------------------------------------------------------------------------
+
+    def _write(self, saved: Saved) -> None:
+        self._store.write(saved)
+        self._outbox.extend(saved.outbox)
+
+    def _end_hold(self) -> None:
+        """Once everything that stood in the log at the start has been read, let event time run and start comparing."""
+        hold = self._hold
+        if hold is None or self._read[0] < hold.decisions or self._read[1] < hold.events:
+            return
+        self._hold = None
+        self._time.resume(hold.as_of)
+        self._ledger.catching_up = True
+        self._ledger.saved.meta[HOLD] = None
+
+    def _reconcile(self) -> int:
+        """Publish, for the next decisions, what differs from what others had published."""
+        ids = self._store.published_ids(TIMERS_PER_STEP)
+        self._ledger.reconcile(ids)
+        if not ids:
+            self._ledger.catching_up = False
+        self._write(self._ledger.take_saved())
+        return max(1, len(ids))
+
+    def _passed(self, chunk: Sequence[Append], places: Sequence[tuple[int, int]]) -> None:
+        """Note how far outcomes and quarantine reach that are our own; it is durable with the next transaction."""
+        last = {record.topic: offset + 1 for record, (_, offset) in zip(chunk, places, strict=True)}
+        progress = self._progress
+        self._progress = Progress(
+            progress.decisions,
+            progress.events,
+            last.get("outcomes", progress.outcomes),
+            last.get("quarantine", progress.quarantine),
+            progress.largest_decision,
+            progress.largest_event,
+            progress.event_time,
+        )
+
+
+def _chunks(records: Sequence[Append]) -> list[list[Append]]:
+    """In order, in pieces of bounded number and size."""
+    chunks: list[list[Append]] = [[]]
+    size = 0
+    for record in records:
+        length = len(record.value or b"")
+        if chunks[-1] and (len(chunks[-1]) >= PUBLISH_RECORDS or size + length > PUBLISH_BYTES):
+            chunks.append([])
+            size = 0
+        chunks[-1].append(record)
+        size += length
+    return [chunk for chunk in chunks if chunk]
