@@ -15,16 +15,18 @@ import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
-import torch
 from msgspec import Struct
 from safetensors import SafetensorError
-from safetensors.torch import load, save
-from torch import Tensor
 
 from optimizer.errors import StoreError
 from optimizer.types import Scalar
+
+if TYPE_CHECKING:
+    # torch takes seconds and hundreds of megabytes; a server that only reads critics and checks files needs none of it.
+    from torch import Tensor
 
 VERSION = re.compile(r"\d{6,}-[0-9a-f]{12}")
 FILES = ("policy.safetensors", "critic.safetensors")
@@ -81,9 +83,13 @@ class PolicyStore:
         base: str,
         created_ts: int,
         facts: Mapping[str, Scalar | None],
+        after: int = -1,
     ) -> Manifest:
-        """Write a version. Raises StoreError for weights that are not finite, OSError where the disk refuses (nothing
-        is left)."""
+        """Write a version, numbered after all in the store and after `after`. Raises StoreError for weights that are not
+        finite, OSError where the disk refuses (nothing is left)."""
+        import torch
+        from safetensors.torch import save
+
         for name, tensor in policy.items():
             if not bool(torch.isfinite(tensor).all()):
                 raise StoreError(
@@ -96,7 +102,7 @@ class PolicyStore:
         files = {name: FileEntry(hashlib.sha256(data).hexdigest(), len(data)) for name, data in contents.items()}
         content_hash = _content_hash(base, files)
         known = self.versions()
-        sequence = _sequence(known[-1]) + 1 if known else 0
+        sequence = max(after, _sequence(known[-1]) if known else -1) + 1
         version = f"{sequence:06d}-{content_hash[:12]}"
         manifest = Manifest(version, sequence, content_hash, parent, base, files, created_ts, dict(facts))
         temporary = self.root / f".{version}.{os.getpid()}"
@@ -141,10 +147,19 @@ class PolicyStore:
     def critic_bytes(self, version: str) -> bytes:
         return self._read(self.manifest(version), "critic.safetensors")
 
+    def check(self, version: str) -> None:
+        """Read every file of the version. Raises StoreError where one is missing or differs from the manifest."""
+        manifest = self.manifest(version)
+        for name in FILES:
+            self._read(manifest, name)
+
     def policy_tensors(self, version: str, expected: Mapping[str, Tensor], base: str) -> dict[str, Tensor]:
         """The version's weights, checked against `expected` (names, shapes, dtypes) and finite.
 
         Raises StoreError with what differs: another base model or tokenizer, a missing or extra tensor, NaN."""
+        import torch
+        from safetensors.torch import load
+
         manifest = self.manifest(version)
         if manifest.base != base:
             raise StoreError(

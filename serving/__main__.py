@@ -1,6 +1,7 @@
 """`python -m serving`: the HTTP server, alone or with all roles; `python -m serving generate`: the generator alone.
 
 Exit status: 0 done (also after SIGTERM and Ctrl-C), 1 failed with the reason on stderr, 2 wrong usage.
+What serves is imported once the command line is known to be right: help and refusals come at once.
 """
 
 from __future__ import annotations
@@ -13,19 +14,16 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import closing
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from optimizer.clock import SystemClock
-from optimizer.errors import AdloopError, ConfigError
-from optimizer.stream.open import open_log
-from optimizer.stream.tokens import TOKEN_KEYS_FILE, TokenKeys
-from serving.auth import KeyRing, check_exposure
-from serving.loop import IDLE_S
-from serving.process import Process, Settings
-from serving.roles import LearningOnce, PromptGuard, make_generator
-from serving.server import bind, serve, url_of
+from optimizer.errors import AdloopError
+from serving.settings import Settings, settings_from
+
+if TYPE_CHECKING:
+    from serving.process import Process
 
 # Python's default of 5 ms is how long a thread that computes may keep a request waiting for the interpreter.
 SWITCH_INTERVAL_S = 0.0005
@@ -50,42 +48,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
 
 
-def settings_from(options: argparse.Namespace, environment: Mapping[str, str]) -> Settings:
-    """Everything that start-up needs, checked. Raises ConfigError."""
-    data = Path(options.data)
-    try:
-        data.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"--data {data}: the folder cannot be made ({error}); choose another") from error
-    api_keys = KeyRing.parse(environment.get("ADLOOP_API_KEYS", ""))
-    exposed = options.verb is None
-    if exposed:
-        check_exposure(options.host, options.production, api_keys)
-    return Settings(
-        data=data,
-        log_url=options.log or f"sqlite:///{data / 'log.db'}",
-        api_keys=api_keys,
-        token_keys=_token_keys(environment, data, options.production),
-        all_roles=options.all,
-        model=options.model,
-    )
-
-
-def _token_keys(environment: Mapping[str, str], data: Path, production: bool) -> TokenKeys:
-    """From ADLOOP_TOKEN_KEYS, else from the data folder, where development mode makes them."""
-    text = environment.get("ADLOOP_TOKEN_KEYS")
-    if text is not None:
-        return TokenKeys.parse(text)
-    if production and not (data / TOKEN_KEYS_FILE).exists():
-        raise ConfigError(
-            f"ADLOOP_TOKEN_KEYS: got none, expected kid:base64[,...] with --production (or {data / TOKEN_KEYS_FILE}); "
-            "set it: every process that signs or checks tokens needs the same keys"
-        )
-    return TokenKeys.load_or_create(data)
-
-
 def run_server(settings: Settings, host: str, port: int) -> int:
     """Serve until a signal (0) or a fatal fault in a role (1)."""
+    from optimizer.stream.open import open_log
+    from serving.process import Process
+    from serving.server import bind
+
     with bind(host, port) as listening, closing(open_log(settings.log_url)) as log:
         process = Process(settings, log, SystemClock())
         fault = asyncio.run(_serve(process, listening))
@@ -104,6 +72,10 @@ def run_server(settings: Settings, host: str, port: int) -> int:
 
 def run_generator(settings: Settings) -> int:
     """Write pools until a signal. The learner publishes the first version; before that there is nothing to write."""
+    from optimizer.stream.open import open_log
+    from serving.loop import IDLE_S
+    from serving.roles import LearningOnce, PromptGuard, make_generator
+
     stopping = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopping.set())
@@ -120,6 +92,8 @@ def run_generator(settings: Settings) -> int:
 
 async def _serve(process: Process, listening: socket.socket) -> str | None:
     """Run roles and HTTP; returns the fatal fault that ended them, or None after a signal."""
+    from serving.server import serve, url_of
+
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
 

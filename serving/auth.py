@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import binascii
 import hashlib
 import hmac
 import ipaddress
@@ -18,6 +20,8 @@ ROLES: tuple[Role, ...] = get_args(Role)
 DEFAULT_TENANT = "default"
 MIN_KEY_CHARS = 16
 MIN_DISTINCT_CHARS = 6
+MIN_OWN_CHARS = 12
+# What placeholders are made of: a key that holds little else is one.
 _DEFAULT_LOOKING = (
     "password",
     "changeme",
@@ -26,6 +30,9 @@ _DEFAULT_LOOKING = (
     "example",
     "default",
     "test-key",
+    "api-key",
+    "goes-here",
+    "placeholder",
     "your-",
     "12345678",
 )
@@ -63,12 +70,17 @@ class KeyRing:
         return bool(self._keys)
 
     @classmethod
-    def parse(cls, text: str) -> KeyRing:
-        """From `KEY:TENANT:ROLE,...` (ADLOOP_API_KEYS). Raises ConfigError; no message repeats a key."""
+    def parse(cls, text: str, weak: bool = False) -> KeyRing:
+        """From `KEY:TENANT:ROLE,...` (ADLOOP_API_KEYS). Raises ConfigError; no message repeats a key.
+
+        `weak` lets short and default-looking keys pass: for a server that only this machine can reach."""
         keys: list[ApiKey] = []
         for position, entry in enumerate(filter(None, (part.strip() for part in text.split(","))), start=1):
             key, tenant, role = _split(entry, position)
-            _check_strength(key, position)
+            if not key:
+                raise ConfigError(f"ADLOOP_API_KEYS: key {position} is empty; give it a key before the first colon")
+            if not weak:
+                _check_strength(key, position)
             digest = _digest(key)
             if any(digest == known.digest for known in keys):
                 raise ConfigError(f"ADLOOP_API_KEYS: key {position} stands there twice; give each one key of its own")
@@ -91,6 +103,23 @@ class KeyRing:
             error = FieldError("Authorization", got, "Bearer KEY", "send a valid API key")
             raise Problem(401, error.sentence(), [error], {"WWW-Authenticate": "Bearer"})
         return found
+
+
+def from_browser(authorization: str | None) -> str | None:
+    """The header as `identify` takes it, where a browser sent the key as the password of HTTP Basic (RFC 7617), the
+    only way in which it can send one without a script; anything else unchanged.
+
+    For pages that a person opens, never for a route that changes something: a browser adds these credentials by itself
+    also to a request that another site has made it send.
+    """
+    scheme, _, encoded = (authorization or "").partition(" ")
+    if scheme.lower() != "basic":
+        return authorization
+    try:
+        _, colon, key = base64.b64decode(encoded.strip(), validate=True).decode("utf-8").partition(":")
+    except (binascii.Error, UnicodeDecodeError):
+        return authorization
+    return f"Bearer {key}" if colon else authorization
 
 
 def check_exposure(host: str, production: bool, keys: KeyRing) -> None:
@@ -134,7 +163,11 @@ def _check_strength(key: str, position: int) -> None:
         raise ConfigError(
             f"ADLOOP_API_KEYS: key {position} has {len(key)} characters, expected {MIN_KEY_CHARS} or more; {advice}"
         )
-    if any(word in key.lower() for word in _DEFAULT_LOOKING) or len(set(key)) < MIN_DISTINCT_CHARS:
+    own = key.lower()
+    for word in _DEFAULT_LOOKING:
+        own = own.replace(word, "")
+    few = own != key.lower() and sum(character.isalnum() for character in own) < MIN_OWN_CHARS
+    if few or len(set(key)) < MIN_DISTINCT_CHARS:
         raise ConfigError(f"ADLOOP_API_KEYS: key {position} looks like a default or a placeholder; {advice}")
 
 

@@ -132,15 +132,25 @@ class Generator:
         live = live_policy(self._policies)
         if live is None or live.version in (self._policy.version, self._refused):
             return
-        try:
-            critic = CriticView.from_bytes(self._store.critic_bytes(live.version), live.version)
-            load_version(self._policy, self._base, self._store, live.version)
-        except StoreError as error:
-            # The version before goes on writing; the same refusal is not tried again.
+        for good in self._policies.stages.live_ones():
+            if self._load(good.version):
+                return
+            # The version in use goes on writing; after a restart that is the latest good one that was live before. The
+            # same refusal is not tried again.
             self._refused = live.version
+            if self._policy.version:
+                return
+
+    def _load(self, version: str) -> bool:
+        """Take over a version; False where the store refuses it, and then nothing has changed."""
+        try:
+            critic = CriticView.from_bytes(self._store.critic_bytes(version), version)
+            load_version(self._policy, self._base, self._store, version)
+        except StoreError as error:
             logger.warning("%s", error)
-            return
+            return False
         self._critic = critic
+        return True
 
     def _stale(self) -> list[tuple[Place, Campaign]]:
         """Places whose newest pool is not of the live version or not for the campaign as it stands; the oldest

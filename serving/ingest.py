@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import msgspec
+import re
 
 from optimizer.errors import BadInput
 from optimizer.stream.tokens import TokenError, TokenKeys
@@ -12,7 +12,7 @@ from serving.wire import convert, overflowing, shown
 
 EARLIEST_TS = 1_577_836_800_000  # 2020-01-01: a decision's own ts is from then on
 CLOCK_SKEW_MS = 5_000
-MAX_SAFE_INTEGER = 2**53
+_JSON_MEDIA = re.compile(r"(?:application|text)/(?:[\w.-]+\+)?json\s*(?:;.*)?", re.IGNORECASE)
 
 
 class Rejected(Exception):
@@ -67,8 +67,9 @@ def unwrapped(raw: object) -> object:
     for name in ("id", "source", "type"):
         if not isinstance(raw.get(name), str) or not raw[name]:
             raise Rejected("schema", f"{name}: got {shown(raw.get(name))}, expected a text, as CloudEvents requires")
-    if raw.get("datacontenttype", "application/json") != "application/json":
-        raise Rejected("schema", f"datacontenttype: got {shown(raw['datacontenttype'])}, expected application/json")
+    media = raw.get("datacontenttype", "application/json")
+    if not isinstance(media, str) or not _JSON_MEDIA.fullmatch(media):
+        raise Rejected("schema", f"datacontenttype: got {shown(media)}, expected application/json")
     if not isinstance(raw.get("data"), dict):
         raise Rejected("schema", f"data: got {shown(raw.get('data'))}, expected the event as a JSON object")
     return raw["data"]
@@ -80,11 +81,6 @@ def rejected(raw: object, reason: Reason, detail: str) -> EventResult:
         raw = raw["data"]
     event_id = raw.get("event_id") if isinstance(raw, dict) else None
     return EventResult(event_id if isinstance(event_id, str) else None, "rejected", reason, detail)
-
-
-def encoded(event: Event) -> bytes:
-    """The bytes of the log record."""
-    return msgspec.json.encode(event)
 
 
 def _check_kind(event: EventIn) -> None:

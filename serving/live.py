@@ -19,10 +19,11 @@ from fastapi.responses import HTMLResponse, StreamingResponse
 
 from optimizer.clock import Clock
 from optimizer.errors import FieldError
+from serving.auth import KeyRing, from_browser
 from serving.board import LiveBoard
 from serving.page import render
 from serving.page.parts import asset
-from serving.problems import invalid, not_found, unavailable
+from serving.problems import Problem, invalid, not_found, unavailable
 from serving.summary import AxisKind
 
 __all__ = ["LiveBoard", "live_router", "reader_tenant"]
@@ -40,6 +41,7 @@ HEADERS = {
     "Referrer-Policy": "no-referrer",
     "Cache-Control": "no-store",
 }
+SIGN_IN = 'Basic realm="Adloop: any user name, a reader or admin key as the password", charset="UTF-8"'
 ASSETS = {
     "app.css": "text/css",
     "live.js": "text/javascript",
@@ -96,10 +98,17 @@ class Renderer:
 
 
 def reader_tenant(request: Request) -> str:
-    """The tenant whose page the request may read, by its key (serving/auth.py). Raises Problem 401 or 403."""
-    access = request.app.state.parts.keys.identify(request.headers.get("authorization"))
+    """The tenant whose page the request may read, by its key (serving/auth.py). Raises Problem 401 or 403.
+
+    A browser cannot be told to send a Bearer key, so its own dialogue is asked for: any user name, the key as password.
+    """
+    keys: KeyRing = request.app.state.parts.keys
+    try:
+        access = keys.identify(from_browser(request.headers.get("authorization")))
+    except Problem as refusal:
+        raise Problem(refusal.status, refusal.detail, refusal.errors, {"WWW-Authenticate": SIGN_IN}) from refusal
     access.require("reader")
-    return str(access.tenant)
+    return access.tenant
 
 
 def live_router(

@@ -27,14 +27,15 @@ class Operator:
         clock: Clock,
         views: Views,
         data: Path,
-        kept: Callable[[str], bool] = lambda _version: True,
+        damage: Callable[[str], str | None] = lambda _version: None,
     ) -> None:
-        """`kept` says whether a version's files are still there: one without them can never go live."""
+        """`damage` says why a version's files cannot be used (they are gone, or not what the manifest says): such a
+        version can never go live."""
         self._log = log
         self._clock = clock
         self._views = views
         self._data = data
-        self._kept = kept
+        self._damage = damage
 
     def policies(self) -> list[dict[str, Any]]:
         """Every version, oldest record first; `serving` marks the live one."""
@@ -53,8 +54,8 @@ class Operator:
                 raise conflict("version", version, "a version that is not live", "there is nothing to do")
             if record.stage == "rolled_back":
                 raise conflict("version", version, "a version that was not rolled back", "promote another version")
-            if not self._kept(version):
-                raise conflict("version", version, "a version whose files are kept", "promote a newer version")
+            if (damage := self._damage(version)) is not None:
+                raise conflict("version", damage, "a version whose files are whole", "promote another version")
             return self._append(self._staged(record, "live"))[-1]
 
     def rollback(self, version: str) -> PolicyRecord:
@@ -99,7 +100,7 @@ class Operator:
         seen = {record.version}
         while record.parent is not None and record.parent not in seen:
             parent = self._views.policy(record.parent)
-            if parent is None or (parent.stage != "rolled_back" and self._kept(parent.version)):
+            if parent is None or (parent.stage != "rolled_back" and self._damage(parent.version) is None):
                 return parent
             seen.add(parent.version)
             record = parent

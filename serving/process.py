@@ -6,16 +6,12 @@ import os
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from optimizer.clock import Clock
 from optimizer.stream.log import EventLog
-from optimizer.stream.tokens import TokenKeys
 from serving.app import build_app
-from serving.auth import KeyRing
 from serving.board import LearnerState, LiveBoard
 from serving.guardrails import Gate
 from serving.health import Health, Metrics
@@ -27,29 +23,18 @@ from serving.roles import (
     LearningOnce,
     PromptGuard,
     Writer,
+    files_damage,
     load_critic,
     make_generator,
     make_learner,
-    policies_folder,
 )
 from serving.routes import Parts
 from serving.service import AdService
+from serving.settings import Settings
 from serving.views import Views
 
 GAUGES_EVERY_S = 0.25
 STOP_S = 2.0  # how long all roles together may take to end; HTTP has had its own grace before
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What a process is started with; `model` None means the tiny model."""
-
-    data: Path
-    log_url: str
-    api_keys: KeyRing
-    token_keys: TokenKeys
-    all_roles: bool = False
-    model: str | None = None
 
 
 class Process:
@@ -79,7 +64,7 @@ class Process:
             prompt_limit=self._prompts,
             fresh=self._writer.fresh if settings.all_roles else None,
         )
-        self.operator = Operator(log, clock, self.views, settings.data, self._kept)
+        self.operator = Operator(log, clock, self.views, settings.data, files_damage(settings.data))
         self.health = Health(self.views, log_refuses=self.service.log_refuses)
         self.parts = Parts(self.service, self.operator, settings.api_keys, self.health, Metrics(self._gauges()))
         self.app = build_app(self.parts, live_router(self.board, clock))
@@ -102,9 +87,6 @@ class Process:
         self._add(
             "generator", lambda: self._writer.role(lambda: make_generator(log, opened, clock, seed, self._prompts))
         )
-
-    def _kept(self, version: str) -> bool:
-        return (policies_folder(self._settings.data) / version / "manifest.json").is_file()
 
     def show_gauges(self) -> None:
         """Tell the page what no record of the log says."""

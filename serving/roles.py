@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from optimizer.clock import Clock
-from optimizer.errors import FieldError
+from optimizer.errors import FieldError, StoreError
 from optimizer.learning.prompt import build_prompt
+from optimizer.store import PolicyStore
 from optimizer.stream.joiner import Joiner
 from optimizer.stream.log import EventLog
 from optimizer.stream.tokens import TokenKeys
@@ -51,14 +52,25 @@ def load_critic(data: Path) -> Callable[[PolicyRecord], CriticView]:
     """Gives the critic of a policy version out of the data folder's store. Raises StoreError where it is refused."""
 
     def load(record: PolicyRecord) -> CriticView:
-        with LOADING:
-            from optimizer.learning.view import CriticView
-            from optimizer.store import PolicyStore
+        from optimizer.learning.view import CriticView
 
         content = PolicyStore(policies_folder(data)).critic_bytes(record.version)
         return CriticView.from_bytes(content, record.version)
 
     return load
+
+
+def files_damage(data: Path) -> Callable[[str], str | None]:
+    """Says why a version in the data folder's store cannot be used, or None where its files are whole."""
+
+    def damage(version: str) -> str | None:
+        try:
+            PolicyStore(policies_folder(data)).check(version)
+        except StoreError as error:
+            return str(error)
+        return None
+
+    return damage
 
 
 class LearningOnce:

@@ -92,7 +92,7 @@ class GenerateIn(Struct, frozen=True, forbid_unknown_fields=True):
     """Body of `POST /v1/generate`."""
 
     campaign_id: str
-    context: Annotated[dict[Label, Scalar], Meta(max_length=32)] = msgspec.field(default_factory=dict)
+    context: Annotated[dict[Label, Scalar], Meta(max_length=64)] = msgspec.field(default_factory=dict)
     count: Annotated[int, Meta(ge=1, le=MAX_COUNT)] = 1
     fresh: bool = False
 
@@ -118,12 +118,14 @@ class GenerateOut(Struct, frozen=True):
 
 
 class EventIn(Struct, frozen=True, forbid_unknown_fields=True):
-    """One event as posted. `ts` None: the server's clock stands in. `retracts` belongs to retractions alone."""
+    """One event as posted. `ts` None: the server's clock stands in. `retracts` belongs to retractions alone.
+
+    A token of any length is a token: one that is too long does not verify, and is refused as that."""
 
     event_id: Id
     type: EventType
     decision_id: Id
-    token: Annotated[str, Meta(max_length=4096)]
+    token: str
     ts: int | None = None
     value: float | None = None
     retracts: Id | None = None

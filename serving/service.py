@@ -28,7 +28,7 @@ from serving.schemas import MAX_SAFE_INTEGER, CampaignIn, EventResult, GenerateI
 from serving.views import Views
 
 EXTRA_RETENTION_MS = 7 * 86_400_000
-MAX_CONTEXT_CHARS = 256
+MAX_CONTEXT_CHARS = 2_048  # an address or a user agent fits
 NEWEST_TEXTS = 5
 REFUSED_MS = 10_000
 NO_POLICY = "none"

@@ -19,6 +19,7 @@ from optimizer.errors import StoreError
 from optimizer.ids import campaign_hash, variant_id
 from optimizer.maths.selection import Bools, Floats
 from optimizer.stream.log import EventLog, LogReader, Record, whole
+from optimizer.stream.views import PolicyStages
 from optimizer.types import Campaign, Candidate, Outcome, PolicyRecord, Pool, Scalar
 from serving.stats import CampaignTally, Ledger
 from serving.text import banned_term
@@ -27,6 +28,7 @@ logger = logging.getLogger(__name__)
 
 POLL_RECORDS = 500  # bounds how long a request waits for the lock during catch-up
 POOLS_KEPT = 8
+EARLIER_TRIED = 8  # good versions are looked for so far back; further back their files may have been pruned
 FRESH_PREFIX = "fresh."
 TABLES = ("campaigns", "policies", "candidates")
 
@@ -135,9 +137,10 @@ class Views:
         self._board = board
         self._campaigns: dict[tuple[str, str], Campaign] = {}
         self._hashes: dict[tuple[str, str], str] = {}
-        self._policies: dict[str, PolicyRecord] = {}
-        self._live: PolicyRecord | None = None
+        self._stages = PolicyStages()
+        self._policies = self._stages.rows
         self._critic: Critic | None = None
+        self._adopted: PolicyRecord | None = None
         self._tried: str | None = None
         self._pools: dict[tuple[str, str, str], list[_Held]] = {}
         self._shelves: dict[tuple[str, str, str], Shelf | None] = {}
@@ -215,10 +218,11 @@ class Views:
             self._policies.pop((record.key or b"").decode(), None)
             return
         policy = _POLICY.decode(record.value)
-        self._policies.pop(policy.version, None)
-        self._policies[policy.version] = policy
-        live = [known for known in self._policies.values() if known.stage == "live"]
-        self._live = live[-1] if live else None
+        why = self._stages.take(policy)
+        if why is not None:
+            self.refused_versions += 1
+            logger.warning("%s", why)
+            return
         if policy.stage == "rolled_back":
             self._shelves.clear()
         if self._board is not None:
@@ -251,25 +255,30 @@ class Views:
             del self._shelves[at]
 
     def _adopt(self) -> None:
-        """Take over the critic of the live version; a bad version is counted and changes nothing.
+        """Take over the critic of the live version. A version that is refused is counted, and the one that was in use
+        stays; after a restart that is the latest good one of those that were live before.
 
-        It is loaded without the lock: requests go on with the old one meanwhile.
+        Critics are loaded without the lock: requests go on with the old one meanwhile.
         """
         with self.lock:
-            live = self._live
+            live = self._stages.live()
             if self._load_critic is None or live is None or live.version == self._tried:
                 return
             self._tried = live.version
-        try:
-            critic = self._load_critic(live)
-        except StoreError as error:
-            self.refused_versions += 1
-            logger.warning("policy version %s is refused, the old one stays: %s", live.version, error)
+            before = [] if self._adopted is not None else list(self._stages.live_ones())[1 : 1 + EARLIER_TRIED]
+        for record in (live, *before):
+            try:
+                critic = self._load_critic(record)
+            except StoreError as error:
+                self.refused_versions += 1
+                logger.warning("policy version %s is refused, the one before stays: %s", record.version, error)
+                continue
+            with self.lock:
+                self._adopted = record
+                if critic is not None or self._critic is not None:
+                    self._critic = critic
+                    self._shelves.clear()
             return
-        with self.lock:
-            if critic is not None or self._critic is not None:
-                self._critic = critic
-                self._shelves.clear()
 
     # -- what requests read -------------------------------------------------------------------------------------------
 
@@ -293,7 +302,7 @@ class Views:
 
     def live(self) -> PolicyRecord | None:
         with self.lock:
-            return self._live
+            return self._stages.live()
 
     def critic(self) -> Critic | None:
         with self.lock:

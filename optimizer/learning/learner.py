@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from optimizer.clock import Clock
+from optimizer.errors import StoreError
 from optimizer.ids import campaign_hash
 from optimizer.learning.base import BaseModel, load_policy, load_version
 from optimizer.learning.critic import Critic, CriticConfig
@@ -92,6 +93,7 @@ class Learner:
         self._reward_scale = 0.0
         self._accepted_kl = math.inf
         self._head: str | None = None
+        self._refused: str | None = None
         self._policy = load_policy(base) if base is not None and config.train_policy else None
         self._optimizer: torch.optim.Optimizer | None = None
         self._adopt()
@@ -241,13 +243,31 @@ class Learner:
                 self._publish(self.critic.view(), reference=True)
                 self._new_optimizer()
             return
-        if live.version == self._head:
-            return
-        if self._policy is not None and self._base is not None:
-            load_version(self._policy, self._base, self._store, live.version)
-        self._head = live.version
-        self._accepted_kl = math.inf
-        self._new_optimizer()
+        if live.version not in (self._head, self._refused) and self._load_live():
+            self._accepted_kl = math.inf
+            self._new_optimizer()
+
+    def _load_live(self) -> bool:
+        """Take over the live version's weights. Where its files are damaged the version in use stays (False), after a
+        restart the latest good one that was live before. Raises StoreError where there is no such version."""
+        if self._policy is None or self._base is None:
+            self._head = next(self._policies.stages.live_ones()).version
+            return True
+        refusal: StoreError | None = None
+        for record in self._policies.stages.live_ones():
+            try:
+                load_version(self._policy, self._base, self._store, record.version)
+            except StoreError as error:
+                if refusal is None:
+                    refusal, self._refused = error, record.version
+                    logger.warning("%s; learning goes on from the version before", error)
+                if self._head is not None:
+                    return False
+            else:
+                self._head = record.version
+                return True
+        assert refusal is not None
+        raise refusal
 
     def _new_optimizer(self) -> None:
         if self._policy is not None:
@@ -276,6 +296,8 @@ class Learner:
             base=self._base.digest if self._base is not None else "none",
             created_ts=self._clock.now_ms(),
             facts=facts,
+            # The log may know of numbers that this store does not: a version numbered below those would not go live.
+            after=self._policies.stages.newest,
         )
         self._record(manifest, "live")
         self._head = manifest.version

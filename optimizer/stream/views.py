@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+import re
+from collections.abc import Callable, Iterator
 from typing import Generic, TypeVar
 
 import msgspec
@@ -10,7 +12,10 @@ import msgspec
 from optimizer.stream.log import EventLog, whole
 from optimizer.types import Campaign, PolicyRecord
 
+logger = logging.getLogger(__name__)
+
 T = TypeVar("T")
+_SEQUENCE = re.compile(r"(\d+)-")
 POLL_RECORDS = 1000
 
 
@@ -33,11 +38,14 @@ class Table(Generic[T]):
                 if record.value is None:
                     self.rows.pop(key, None)
                 else:
-                    # Pop first, so that the order of the rows is the order of the last records in the log.
-                    self.rows.pop(key, None)
-                    self.rows[key] = self._decode(record.value)
+                    self._put(key, self._decode(record.value))
                 changed.append(key)
         return changed
+
+    def _put(self, key: str, row: T) -> None:
+        # Pop first, so that the order of the rows is the order of the last records in the log.
+        self.rows.pop(key, None)
+        self.rows[key] = row
 
 
 def campaign_table(log: EventLog) -> Table[Campaign]:
@@ -46,13 +54,74 @@ def campaign_table(log: EventLog) -> Table[Campaign]:
     return Table(log, "campaigns", decoder.decode)
 
 
-def policy_table(log: EventLog) -> Table[PolicyRecord]:
+class PolicyStages:
+    """Policy records by version, in the order of their last records, and which version they make live. A record that
+    must not change its version's stage is refused: a version that has been live goes live again, or back to an earlier
+    stage, by an operator alone; so does one that is older than a version that has been live. `newest` is the highest
+    number of those, -1 before the first."""
+
+    def __init__(self) -> None:
+        self.rows: dict[str, PolicyRecord] = {}
+        self.newest = -1
+
+    def take(self, record: PolicyRecord) -> str | None:
+        """Take the record in; returns None, or why it is refused."""
+        why = self._refused(record)
+        if why is None:
+            self.rows.pop(record.version, None)
+            self.rows[record.version] = record
+            if record.stage in ("live", "rolled_back"):
+                self.newest = max(self.newest, _sequence(record.version))
+        return why
+
+    def live(self) -> PolicyRecord | None:
+        """The version whose `live` record stands last in the log; None before the first."""
+        return next(self.live_ones(), None)
+
+    def live_ones(self) -> Iterator[PolicyRecord]:
+        """The live version, then those that were live before and were not rolled back, the latest first: what to go
+        back to where the live one's files are damaged."""
+        return (record for record in reversed(self.rows.values()) if record.stage == "live")
+
+    def _refused(self, record: PolicyRecord) -> str | None:
+        if record.stage == "rolled_back" or record.evidence.get("by") == "operator":
+            return None
+        before, live, got = self.rows.get(record.version), self.live(), f"{record.version}: got stage {record.stage}"
+        advice = f"ignored; POST /v1/policies/{record.version}/promote makes it live on purpose"
+        if before is not None and before.stage in ("live", "rolled_back"):
+            if record.stage == "live" and live is not None and live.version == record.version:
+                return None
+            return f"policies: {got} after {before.stage}, expected an operator's record; {advice}"
+        if record.stage == "live" and -1 < _sequence(record.version) < self.newest:
+            return f"policies: {got}, expected a version after number {self.newest}, which was live; {advice}"
+        return None
+
+
+class PolicyTable(Table[PolicyRecord]):
+    """`PolicyStages` kept in step with the log; what is refused is logged and changes nothing."""
+
+    def __init__(self, log: EventLog) -> None:
+        super().__init__(log, "policies", msgspec.json.Decoder(PolicyRecord).decode)
+        self.stages = PolicyStages()
+        self.rows = self.stages.rows
+
+    def _put(self, key: str, row: PolicyRecord) -> None:
+        why = self.stages.take(row)
+        if why is not None:
+            logger.warning("%s", why)
+
+
+def policy_table(log: EventLog) -> PolicyTable:
     """Policy records by version."""
-    decoder = msgspec.json.Decoder(PolicyRecord)
-    return Table(log, "policies", decoder.decode)
+    return PolicyTable(log)
 
 
-def live_policy(policies: Table[PolicyRecord]) -> PolicyRecord | None:
+def live_policy(policies: PolicyTable) -> PolicyRecord | None:
     """The version whose `live` record stands last in the log; None before the first."""
-    live = [record for record in policies.rows.values() if record.stage == "live"]
-    return live[-1] if live else None
+    return policies.stages.live()
+
+
+def _sequence(version: str) -> int:
+    """The number that a version of the store begins with; -1 for another name."""
+    found = _SEQUENCE.match(version)
+    return int(found.group(1)) if found else -1

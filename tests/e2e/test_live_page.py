@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 from selenium import webdriver
@@ -15,6 +17,8 @@ from selenium.webdriver.support.ui import Select
 from docs.screenshot import browser, complaints, open_live, resize
 from serving.board import LiveBoard
 from tests.fakes.live_feed import SEGMENTS, START, campaign, outcome, play, policy, pool
+from tests.served import Served
+from tests.serving_rig import MINIMAL
 from tests.unit.test_live import app, served
 
 HOSTILE = '<script>document.title="taken"</script><img src=x onerror="document.title=1">'
@@ -183,3 +187,19 @@ def test_a_lost_server_is_said_and_forgiven(page: webdriver.Chrome) -> None:
         assert within(15, lambda: status.get_attribute("data-state") == "live")
         # The browser logs the refused connection; that is what the test brought about.
         assert all("/live" in complaint for complaint in complaints(page))
+
+
+def test_a_browser_signs_in_to_a_server_with_keys(page: webdriver.Chrome, tmp_path: Path) -> None:
+    """What a person types into the browser's own dialogue stands in the address here; the stream signs in with it."""
+    key, signing = "Zk3vQ9rT1xLw7bNc", base64.b64encode(bytes(range(32))).decode()
+    environment = {"ADLOOP_API_KEYS": f"{key}:acme:admin", "ADLOOP_TOKEN_KEYS": f"k1:{signing}"}
+    with Served(tmp_path, "--production", environment=environment) as server:
+        server.http.headers["authorization"] = f"Bearer {key}"
+        server.put("/v1/campaigns/first", MINIMAL)
+        try:
+            open_live(page, server.url.replace("http://", f"http://me:{key}@") + "/")
+            server.put("/v1/campaigns/second", MINIMAL)
+            assert within(60, lambda: "second" in page.page_source)
+            assert complaints(page) == []
+        finally:
+            page.get("about:blank")

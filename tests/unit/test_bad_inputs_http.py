@@ -369,7 +369,15 @@ def test_line_24_tokens(rig: Rig, client: TestClient) -> None:
     record = convert(decision, Decision)
     expiry = rig.clock.now_ms() // 1000
     cases = {
-        "bad_token": ["", "a.b.c", good["token"][:-2], good["token"] + "x", forged.sign(record, expiry + 100)],
+        "bad_token": [
+            "",
+            "a.b.c",
+            "x" * 5_000,
+            "x" * 50_000,
+            good["token"][:-2],
+            good["token"] + "x",
+            forged.sign(record, expiry + 100),
+        ],
         "unknown_key": [foreign.sign(record, expiry + 100)],
         "expired_token": [rig.keys.sign(record, expiry - 1), rig.keys.sign(record, expiry)],
         "token_mismatch": [other.token],
@@ -378,6 +386,7 @@ def test_line_24_tokens(rig: Rig, client: TestClient) -> None:
         for token in tokens:
             result = client.post(EVENTS, json={**good, "token": token}).json()["results"][0]
             assert (result["status"], result["reason"]) == ("rejected", reason), token
+            assert result["detail"].startswith("token: ")
     missing = {name: value for name, value in good.items() if name != "token"}
     assert client.post(EVENTS, json=missing).json()["results"][0]["reason"] == "schema"
     assert rig.records("events") == []
@@ -507,7 +516,7 @@ def test_line_44_and_the_contracts_ranges_of_a_campaign(
 
 @pytest.mark.parametrize(
     "context",
-    [{"segment": "none"}, {"segment": 3}, {"a": []}, {"a": {}}, {"a": None}, {"": 1}, {"a": "x" * 257}, {"a": 2**54}],
+    [{"segment": "none"}, {"segment": 3}, {"a": []}, {"a": {}}, {"a": None}, {"": 1}, {"a": "x" * 2049}, {"a": 2**54}],
 )
 def test_contexts(rig: Rig, client: TestClient, context: dict[str, Any]) -> None:
     unchanged(rig, lambda: refused(client.post(GENERATE, json={"campaign_id": "c1", "context": context}), 422))

@@ -181,7 +181,7 @@ def test_a_bad_version_keeps_the_old_one_and_is_said_once(
     generator.step()
     good = loop.store.versions()[0]
     if spoil == "unknown":
-        bad = "000005-abcdefabcdef"
+        bad = "000001-abcdefabcdef"
         record(loop, bad)
     else:
         bad = publish(loop, 0.001)

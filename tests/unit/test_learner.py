@@ -19,6 +19,7 @@ from optimizer.learning.learner import PAUSE_FILE, Learner, LearnerConfig
 from optimizer.learning.update import UpdateConfig
 from optimizer.learning.view import CriticView
 from optimizer.stream.log import Append
+from optimizer.stream.views import live_policy, policy_table
 from optimizer.types import Candidate, PolicyRecord, Stage, to_json
 from tests.learning_rig import SMALL_LEARNER, Loop, campaign, open_loop, outcome
 
@@ -172,13 +173,59 @@ def test_an_operators_rollback_is_adopted(tiny_loop: Loop) -> None:
     assert distance(made, last) > 0
 
 
-def test_a_damaged_live_version_is_refused_by_name(tiny_loop: Loop) -> None:
+def damage(loop: Loop, version: str) -> None:
+    path = loop.store.root / version / "policy.safetensors"
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def test_a_damaged_live_version_is_refused_by_name_and_the_one_before_goes_on(
+    tiny_loop: Loop, caplog: pytest.LogCaptureFixture
+) -> None:
+    learner = tiny_loop.learner()
+    play(tiny_loop, learner, rounds=2)
+    before, latest = tiny_loop.store.versions()[-2:]
+    damage(tiny_loop, latest)
+    again = tiny_loop.learner()
+    assert latest in caplog.text
+    play(tiny_loop, again, rounds=1, seed=5)
+    assert tiny_loop.store.manifest(tiny_loop.store.versions()[-1]).parent == before
+
+
+def test_a_damaged_version_that_is_promoted_does_not_stop_a_running_learner(tiny_loop: Loop) -> None:
+    learner = tiny_loop.learner()
+    play(tiny_loop, learner, rounds=2)
+    first, head = tiny_loop.store.versions()[0], tiny_loop.store.versions()[-1]
+    damage(tiny_loop, first)
+    record(tiny_loop, first, "live")
+    tiny_loop.serve(tiny_loop.pools()[-1], 40, np.random.default_rng(9), likes_short)
+    assert learner.step()
+    assert tiny_loop.store.manifest(tiny_loop.store.versions()[-1]).parent == head
+
+
+def test_a_version_that_nobody_has_does_not_bar_the_way_for_those_to_come(tiny_loop: Loop) -> None:
     learner = tiny_loop.learner()
     play(tiny_loop, learner, rounds=1)
-    latest = tiny_loop.store.versions()[-1]
-    path = tiny_loop.store.root / latest / "policy.safetensors"
-    path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(StoreError, match=latest):
+    ghost = PolicyRecord("999999-aaaaaaaaaaaa", "a" * 64, None, "policies/999999-aaaaaaaaaaaa", "live", 0)
+    tiny_loop.log.append([Append("policies", ghost.version, to_json(ghost))])
+    play(tiny_loop, learner, rounds=1, seed=3)
+    newest = tiny_loop.store.versions()[-1]
+    assert newest.startswith("1000000-")
+    assert live_policy_of(tiny_loop) == newest
+
+
+def live_policy_of(loop: Loop) -> str:
+    table = policy_table(loop.log)
+    table.refresh()
+    live = live_policy(table)
+    assert live is not None
+    return live.version
+
+
+def test_where_no_version_can_be_used_the_learner_says_which(tiny_loop: Loop) -> None:
+    play(tiny_loop, tiny_loop.learner(), rounds=1)
+    for version in tiny_loop.store.versions():
+        damage(tiny_loop, version)
+    with pytest.raises(StoreError, match=tiny_loop.store.versions()[-1]):
         tiny_loop.learner()
 
 

@@ -368,7 +368,14 @@ def test_cloudevents_carry_the_same_object(rig: Rig) -> None:
     good = client.post("/v1/events", content=json.dumps({**envelope, "data": data}), headers=headers).json()
     assert good["results"][0] == {"event_id": "e1", "status": "accepted", "reason": None, "detail": None}
     batch = {"content-type": "application/cloudevents-batch+json"}
+    media = ["application/json; charset=utf-8", "application/vnd.shop.event+json", "text/json"]
+    sent = [
+        {**envelope, "datacontenttype": kind, "data": {**data, "event_id": f"m{at}"}} for at, kind in enumerate(media)
+    ]
+    answers = client.post("/v1/events", content=json.dumps(sent), headers=batch).json()["results"]
+    assert [answer["status"] for answer in answers] == ["accepted"] * 3
     bad = [
+        {**envelope, "datacontenttype": "application/xml"},
         {**envelope, "specversion": "0.3"},
         {**envelope, "data": "e1"},
         {k: v for k, v in envelope.items() if k != "id"},
@@ -376,8 +383,9 @@ def test_cloudevents_carry_the_same_object(rig: Rig) -> None:
     results = client.post("/v1/events", content=json.dumps([{"data": data, **e} for e in bad]), headers=batch).json()[
         "results"
     ]
-    assert [r["reason"] for r in results] == ["schema"] * 3
-    assert len(rig.records("events")) == 1
+    assert [r["reason"] for r in results] == ["schema"] * 4
+    assert results[0]["detail"].startswith("datacontenttype: ")
+    assert len(rig.records("events")) == 1 + len(media)
 
 
 @pytest.mark.parametrize("missing", ["rating", "retraction"])

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from optimizer.errors import ConfigError
 from serving.__main__ import main
+from serving.auth import KeyRing
 
 GOOD_KEY = "Zk3vQ9rT1xLw7bNc"
 
@@ -35,6 +37,9 @@ def start(tmp_path: Path, *options: str) -> int:
         (["--host", "0.0.0.0"], {"ADLOOP_API_KEYS": "short:acme:admin"}, "16"),
         (["--production"], {"ADLOOP_API_KEYS": "password-password:acme:admin"}, "default"),
         (["--production"], {"ADLOOP_API_KEYS": "aaaaaaaaaaaaaaaaaaaa:acme:admin"}, "default"),
+        (["--production"], {"ADLOOP_API_KEYS": "your-secret-test-key-01:acme:admin"}, "default"),
+        (["--production"], {"ADLOOP_API_KEYS": ":acme:admin"}, "empty"),
+        ([], {"ADLOOP_API_KEYS": ":acme:admin"}, "empty"),
         (["--production"], {"ADLOOP_API_KEYS": f"{GOOD_KEY}:acme:root"}, "role"),
         (["--production"], {"ADLOOP_API_KEYS": f"{GOOD_KEY}:ac me:admin"}, "tenant"),
         (["--production"], {"ADLOOP_API_KEYS": f"{GOOD_KEY}:acme"}, "KEY:TENANT:ROLE"),
@@ -64,6 +69,26 @@ def test_line_45_start_up_refuses(
     assert err.count("\n") == 1
     assert told in err
     assert GOOD_KEY not in err
+
+
+@pytest.mark.parametrize(
+    ("key", "weak", "passes"),
+    [
+        ("short", True, True),
+        ("password-password", True, True),
+        ("short", False, False),
+        ("password-password", False, False),
+        # A word of a placeholder in a key that is none.
+        ("test-key-admin-0123456789abcdef", False, True),
+        ("tenant-a-secret-Zk3vQ9rT1xLw7bNc", False, True),
+    ],
+)
+def test_which_keys_are_strong_enough(key: str, weak: bool, passes: bool) -> None:
+    if passes:
+        assert KeyRing.parse(f"{key}:acme:reader", weak=weak).identify(f"Bearer {key}").tenant == "acme"
+    else:
+        with pytest.raises(ConfigError, match="ADLOOP_API_KEYS"):
+            KeyRing.parse(f"{key}:acme:reader", weak=weak)
 
 
 @pytest.mark.parametrize("options", [["--port", "70000"], ["--no-such-option"], ["--port", "x"], ["nonsense"]])

@@ -1,0 +1,71 @@
+"""What a process is started with, from its command line and its environment, checked before anything is opened."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from optimizer.errors import ConfigError
+from optimizer.stream.tokens import TOKEN_KEYS_FILE, TokenKeys
+from serving.auth import KeyRing, check_exposure, is_loopback
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a process is started with; `model` None means the tiny model."""
+
+    data: Path
+    log_url: str
+    api_keys: KeyRing
+    token_keys: TokenKeys
+    all_roles: bool = False
+    model: str | None = None
+
+
+class Options(Protocol):
+    """The command line as parsed (serving/__main__.py)."""
+
+    verb: str | None
+    data: str
+    host: str
+    log: str | None
+    all: bool
+    production: bool
+    model: str | None
+
+
+def settings_from(options: Options, environment: Mapping[str, str]) -> Settings:
+    """Everything that start-up needs, checked; makes the data folder and, in development mode, its token keys. Raises
+    ConfigError."""
+    data = Path(options.data)
+    try:
+        data.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--data {data}: the folder cannot be made ({error}); choose another") from error
+    private = not options.production and is_loopback(options.host)
+    api_keys = KeyRing.parse(environment.get("ADLOOP_API_KEYS", ""), weak=private)
+    if options.verb is None:
+        check_exposure(options.host, options.production, api_keys)
+    return Settings(
+        data=data,
+        log_url=options.log or f"sqlite:///{data / 'log.db'}",
+        api_keys=api_keys,
+        token_keys=_token_keys(environment, data, options.production),
+        all_roles=options.all,
+        model=options.model,
+    )
+
+
+def _token_keys(environment: Mapping[str, str], data: Path, production: bool) -> TokenKeys:
+    """From ADLOOP_TOKEN_KEYS, else from the data folder, where development mode makes them."""
+    text = environment.get("ADLOOP_TOKEN_KEYS")
+    if text is not None:
+        return TokenKeys.parse(text)
+    if production and not (data / TOKEN_KEYS_FILE).exists():
+        raise ConfigError(
+            f"ADLOOP_TOKEN_KEYS: got none, expected kid:base64[,...] with --production (or {data / TOKEN_KEYS_FILE}); "
+            "set it: every process that signs or checks tokens needs the same keys"
+        )
+    return TokenKeys.load_or_create(data)
