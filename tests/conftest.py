@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from deploy.kafka.broker import Broker
 
 
 @pytest.fixture(scope="session")
@@ -27,3 +30,21 @@ def llama_model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     torch.set_num_threads(1)
     return llama_folder(tmp_path_factory.mktemp("llama") / "model")
+
+
+@pytest.fixture(scope="session")
+def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
+    """A Kafka broker that all tests share; each takes a prefix of its own. Who stops it must start it again."""
+    from tests.kafka_rig import running_broker
+
+    with running_broker(tmp_path_factory.mktemp("kafka")) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def secure_broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
+    """A Kafka broker with SASL and TLS listeners beside the plain one."""
+    from tests.kafka_rig import running_broker
+
+    with running_broker(tmp_path_factory.mktemp("secure"), secure=True) as running:
+        yield running

@@ -2,30 +2,39 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Literal
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from optimizer.clock import Clock, SystemClock
 from optimizer.errors import ConfigError
+from optimizer.stream.kafka_log import KafkaLog
+from optimizer.stream.kafka_url import KAFKA_PREFIX, parse_kafka_url
 from optimizer.stream.log import EventLog
 from optimizer.stream.sqlite_log import SqliteLog
 
 SQLITE_PREFIX = "sqlite:///"
 
 
-def open_log(url: str, clock: Clock | None = None) -> EventLog:
-    """Open `sqlite:///PATH[?partitions=N&synchronous=full|off]`: three slashes and the path, so `/x` makes it four.
+def open_log(url: str, clock: Clock | None = None, create: bool = True) -> EventLog:
+    """Open `sqlite:///PATH[?partitions=N&synchronous=full|off]` (three slashes and the path, so `/x` makes it four) or
+    `kafka://HOST:PORT[,HOST:PORT][?prefix=adloop.&...]` (docs/kafka.md has the options).
 
-    Creates the file where there is none. Raises ConfigError, naming the part of the URL that is wrong.
+    Makes the file, or the topics, where there are none; with `create` False that is an error. Raises ConfigError,
+    naming the part of the URL that is wrong, and OSError where no broker answers.
     """
     clock = clock if clock is not None else SystemClock()
+    if url.startswith(KAFKA_PREFIX):
+        return KafkaLog(parse_kafka_url(url, os.environ), clock, create)
     if not url.startswith(SQLITE_PREFIX):
         scheme = urlsplit(url).scheme or url
-        raise ConfigError(f"log: got {scheme!r}, expected sqlite:///PATH; correct the log's URL")
+        raise ConfigError(f"log: got {scheme!r}, expected sqlite:///PATH or kafka://HOST:PORT; correct the log's URL")
     path, options = _sqlite_options(url)
     if not path:
         raise ConfigError(f"log: got {url!r}, expected a path after {SQLITE_PREFIX}; name the file")
+    if not create and not Path(path).is_file():
+        raise ConfigError(f"log: got {url!r}, expected an existing log; there is no file {path}")
     return SqliteLog(path, clock, _partitions(options), _synchronous(options))
 
 

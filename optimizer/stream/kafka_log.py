@@ -1,0 +1,191 @@
+"""The Kafka log: the topics of contracts section 3 on a Kafka cluster, behind the same interface as the embedded log.
+
+What `append` writes is acknowledged by all replicas in sync, by an idempotent producer: nothing is doubled or put out
+of order by a retry. It takes no transaction, as that costs 20 ms a call (docs/decisions.md): a refused record means
+that nothing was written, but after an OSError (a broker that does not answer) some of the records may be in the log.
+Every caller has ids by which a repeat is dropped, or writes records that stand alone. Publishers write in transactions.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Collection, Mapping, Sequence
+from typing import Final
+
+from optimizer.clock import Clock, SystemClock
+from optimizer.errors import AdloopError, Fenced
+from optimizer.stream.kafka_client import Client, Message, Place, Producer, Transactions, make_client
+from optimizer.stream.kafka_reader import KafkaReader, truncated
+from optimizer.stream.kafka_topics import ensure_topics
+from optimizer.stream.kafka_url import KafkaConfig
+from optimizer.stream.log import MAX_RECORD_BYTES, TOPICS, Append, TopicPartition
+
+PUBLISHER_ID: Final = "publisher-"  # with the prefix before and the partition behind it: a transactional id
+
+
+class KafkaLog:
+    """An EventLog on Kafka; makes the topics that are missing, unless `create` is False.
+
+    Raises ConfigError where the brokers refuse us or the topics can't serve, OSError where no broker answers.
+    """
+
+    def __init__(self, config: KafkaConfig, clock: Clock | None = None, create: bool = True) -> None:
+        self.config = config
+        self._clock: Clock = clock if clock is not None else SystemClock()
+        self._client: Client = make_client(config)
+        self._admin = self._client.admin()
+        try:
+            self._layout = ensure_topics(self._admin, config, create)
+        except BaseException:
+            self._admin.close()
+            raise
+        self._lock = threading.Lock()
+        self._producer: Producer | None = None
+        self._closed = False
+
+    @property
+    def client(self) -> str:
+        """The name of the client library in use."""
+        return self._client.name
+
+    # -- EventLog -----------------------------------------------------------------------------------------------------
+
+    def log_id(self) -> str:
+        """Names this log for good: made of the ids of the cluster and of the topics."""
+        return self._layout.log_id
+
+    def topic_name(self, topic: str) -> str:
+        """The topic's full name: prefix + name."""
+        return self.config.prefix + topic
+
+    def partitions(self, topic: str) -> int:
+        """How many partitions the topic has. Raises AdloopError for an unknown topic."""
+        if topic not in TOPICS:
+            raise AdloopError(f"topic: got {topic!r}, expected one of {', '.join(TOPICS)}; correct the name")
+        return self._layout.partitions[topic]
+
+    def append(self, records: Sequence[Append]) -> list[tuple[int, int]]:
+        """Write records; returns (partition, offset) of each once they are durable. Raises AdloopError, with nothing
+        written, for a record that is refused; OSError where the brokers don't answer: then some may be written."""
+        messages = self.messages(records)
+        if not messages:
+            return []
+        producer = self._current_producer()
+        try:
+            return producer.send(messages)
+        except OSError:
+            # What it still holds must not go out later on its own, in between what is appended by then.
+            self._discard(producer)
+            raise
+
+    def start(self, at: TopicPartition) -> int:
+        """The smallest offset that can still be read."""
+        return self.starts([at])[at]
+
+    def end(self, at: TopicPartition) -> int:
+        """The end of what can be read; behind it there may be records of an open transaction."""
+        return self.ends([at])[at]
+
+    def starts(self, places: Collection[TopicPartition]) -> dict[TopicPartition, int]:
+        """`start` of many partitions in one round trip."""
+        found = self._admin.starts(named := self._named(places))
+        return {at: found[name] for at, name in zip(places, named, strict=True)}
+
+    def ends(self, places: Collection[TopicPartition]) -> dict[TopicPartition, int]:
+        """`end` of many partitions in one round trip."""
+        found = self._admin.ends(named := self._named(places))
+        return {at: found[name] for at, name in zip(places, named, strict=True)}
+
+    def reader(self, positions: Mapping[TopicPartition, int]) -> KafkaReader:
+        """A reader of these partitions. Raises LogTruncated where a position lies outside of the log."""
+        starts, ends = self.starts(positions), self.ends(positions)
+        for at, position in positions.items():
+            if not starts[at] <= position <= ends[at]:
+                raise truncated(at, position, starts[at], ends[at])
+        return KafkaReader(self._client.consumer(positions), self, positions, ends, self.config.timeout_s)
+
+    def publisher(self, partition: int) -> KafkaPublisher:
+        """Take the right to publish a partition: the brokers fence whoever had its transactional id before, and end
+        what that one had begun."""
+        self._named([TopicPartition("outcomes", partition)])
+        transactions = self._client.transactions(f"{self.config.prefix}{PUBLISHER_ID}{partition}")
+        return KafkaPublisher(self, transactions, partition)
+
+    def close(self) -> None:
+        """Close the connections; appends that wait get an OSError."""
+        with self._lock:
+            self._closed = True
+            producer, self._producer = self._producer, None
+        if producer is not None:
+            producer.close()
+        self._admin.close()
+
+    def messages(self, records: Sequence[Append]) -> list[Message]:
+        """The records as they are sent. Raises AdloopError for one that is refused."""
+        ts = self._clock.now_ms()
+        messages: list[Message] = []
+        for topic, key, value in records:
+            self.partitions(topic)
+            if value is not None and len(value) > MAX_RECORD_BYTES:
+                raise AdloopError(
+                    f"record: got {len(value)} bytes for topic {topic}, expected at most {MAX_RECORD_BYTES}; make the "
+                    "record smaller"
+                )
+            messages.append(Message(self.config.prefix + topic, key.encode(), value, ts))
+        return messages
+
+    # -- inside -------------------------------------------------------------------------------------------------------
+
+    def _named(self, places: Collection[TopicPartition]) -> list[Place]:
+        for topic, partition in places:
+            if not 0 <= partition < self.partitions(topic):
+                raise AdloopError(
+                    f"partition: got {partition} of {topic}, expected 0 to {self.partitions(topic) - 1}; read only "
+                    "partitions that exist"
+                )
+        return [Place(self.config.prefix + topic, partition) for topic, partition in places]
+
+    def _current_producer(self) -> Producer:
+        with self._lock:
+            if self._closed:
+                raise OSError(f"log {self.config.bootstrap} is closed")
+            if self._producer is None:
+                self._producer = self._client.producer()
+            return self._producer
+
+    def _discard(self, producer: Producer) -> None:
+        with self._lock:
+            if self._producer is producer:
+                self._producer = None
+        producer.close()
+
+
+class KafkaPublisher:
+    """The right to publish one partition, until another takes it. Not thread-safe.
+
+    After an OSError it is of no more use: whether the transaction was committed is not known here, and taking the right
+    again might take it from a rightful successor. Whoever still owns the partition takes a new one; what it then reads
+    is complete.
+    """
+
+    def __init__(self, log: KafkaLog, transactions: Transactions, partition: int) -> None:
+        self._log = log
+        self._transactions = transactions
+        self._partition = partition
+
+    def append(self, records: Sequence[Append]) -> list[tuple[int, int]]:
+        """All or none; Fenced where another publisher of this partition was made since."""
+        messages = self._log.messages(records)
+        if not messages:
+            return []
+        try:
+            return self._transactions.send(messages)
+        except Fenced as error:
+            raise Fenced(
+                f"outcomes[{self._partition}]: another joiner has taken this partition over, so this one must not "
+                "publish; stop one of the two, or start them in one --group"
+            ) from error
+
+    def close(self) -> None:
+        """Give up the connection; the right itself ends when another takes it."""
+        self._transactions.close()

@@ -1,0 +1,137 @@
+"""Reading a Kafka log: fair shares of what the consumer has fetched, and a sure answer about where the log ends."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Mapping
+from typing import Final, Protocol
+
+from optimizer.errors import LogTruncated
+from optimizer.stream.kafka_client import Consumer, OffsetGone
+from optimizer.stream.log import Record, TopicPartition
+
+FILL_RECORDS: Final = (
+    5_000  # polled of the consumer at once, so that there is something of every partition to share out
+)
+SHARE_RECORDS: Final = 4 * FILL_RECORDS  # how much more is polled so that all partitions have their share
+SHARE_S: Final = 0.02  # how long a partition that is behind is waited for, for the sake of its share
+LOOK_S: Final = 0.1  # how long a poll waits for a fetch at a time, once it knows that there is something to fetch
+
+
+class Offsets(Protocol):
+    """What a reader asks of its log: a round trip to the brokers each. Raises OSError where none answers."""
+
+    def starts(self, places: Collection[TopicPartition]) -> dict[TopicPartition, int]: ...
+    def ends(self, places: Collection[TopicPartition]) -> dict[TopicPartition, int]: ...
+
+
+class KafkaReader:
+    """Reads partitions in offset order. Not thread-safe.
+
+    An empty poll means the same as on the embedded log: all that could be read when it was called has been. The client
+    library can't say that by itself, so an empty fetch is checked against the partitions' ends.
+    """
+
+    def __init__(
+        self,
+        consumer: Consumer,
+        offsets: Offsets,
+        positions: Mapping[TopicPartition, int],
+        ends: Mapping[TopicPartition, int],
+        timeout_s: float,
+    ) -> None:
+        self._consumer = consumer
+        self._offsets = offsets
+        self._timeout_s = timeout_s
+        self._buffers: dict[TopicPartition, list[Record]] = {at: [] for at in positions}
+        self._buffered = 0
+        self._order = list(positions)
+        self._ends: dict[TopicPartition, int] = dict(ends)
+
+    def poll(self, max_records: int = 1000, timeout_s: float = 0.0) -> list[Record]:
+        """The next records, a fair share of each partition, waiting up to `timeout_s` for the first. Raises
+        LogTruncated where a position is gone, OSError where the brokers don't answer."""
+        deadline = time.monotonic() + timeout_s
+        give_up = deadline + self._timeout_s
+        wait_s = timeout_s
+        while True:
+            if self._buffered < max_records:
+                self._fill(max_records, 0.0 if self._buffered else wait_s)
+            if self._buffered > max_records:
+                self._fill_missing(max_records)
+            if self._buffered:
+                return self._deal(max_records)
+            wait_s = deadline - time.monotonic()
+            if wait_s > 0:
+                continue
+            if self.at_end():
+                return []
+            if time.monotonic() > give_up:
+                raise OSError(f"kafka: no records came within {self._timeout_s:.0f} s, though there are some")
+            wait_s = LOOK_S
+
+    def position(self, at: TopicPartition) -> int:
+        """The offset that the next poll of this partition starts from."""
+        buffer = self._buffers[at]
+        return buffer[0].offset if buffer else self._consumer.position(at)
+
+    def end(self, at: TopicPartition) -> int:
+        """The partition's end as the last fetch, or the last look at the ends, told it."""
+        return max(self._ends[at], self._consumer.known_end(at))
+
+    def at_end(self) -> bool:
+        """True where, at this moment, every partition has been read to its end."""
+        if self._buffered:
+            return False
+        self._ends |= self._offsets.ends(self._order)
+        return all(self._consumer.position(at) >= self._ends[at] for at in self._order)
+
+    def close(self) -> None:
+        self._consumer.close()
+
+    def _fill_missing(self, max_records: int) -> None:
+        """Where there is more than may be dealt, everyone with records should have some to deal from: what a partition
+        is behind by is mostly on its way already."""
+        while self._buffered < max_records + SHARE_RECORDS:
+            before = self._buffered
+            missing = (at for at, buffer in self._buffers.items() if not buffer)
+            if not any(self.end(at) > self._consumer.position(at) for at in missing):
+                return
+            self._fill(max_records, SHARE_S)
+            if self._buffered == before:
+                return
+
+    def _fill(self, max_records: int, wait_s: float) -> None:
+        try:
+            fetched = self._consumer.poll(max(FILL_RECORDS, max_records), wait_s)
+        except OffsetGone as gone:
+            first, end = self._offsets.starts([gone.at])[gone.at], self._offsets.ends([gone.at])[gone.at]
+            raise truncated(gone.at, gone.position, first, end) from gone
+        for at, records in fetched.items():
+            self._buffers[at] += records
+            self._buffered += len(records)
+
+    def _deal(self, max_records: int) -> list[Record]:
+        dealt: list[Record] = []
+        waiting = [at for at in self._order if self._buffers[at]]
+        # Fair shares first; what a quiet partition leaves over goes to those that have more.
+        while waiting and len(dealt) < max_records:
+            share = max(1, (max_records - len(dealt)) // len(waiting))
+            for at in waiting:
+                buffer = self._buffers[at]
+                taken = min(share, max_records - len(dealt))
+                dealt += buffer[:taken]
+                del buffer[:taken]
+            waiting = [at for at in waiting if self._buffers[at]]
+        self._buffered -= len(dealt)
+        # The next poll starts with another partition, so that none starves where max_records is below their number.
+        self._order = self._order[1:] + self._order[:1]
+        return dealt
+
+
+def truncated(at: TopicPartition, position: int, first: int, end: int) -> LogTruncated:
+    """The error of a position that the log does not hold."""
+    return LogTruncated(
+        f"{at.topic}[{at.partition}]: position {position} is not in the log, which holds {first} to {end}; restore the "
+        "log, or delete the state that was derived from it and rebuild"
+    )

@@ -1,0 +1,40 @@
+"""A real Kafka broker for the tests: the one of deploy/kafka, on free ports, in a temporary folder."""
+
+from __future__ import annotations
+
+import itertools
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from deploy.kafka.broker import Broker
+
+ROOT = Path(__file__).parents[1]
+USER, PASSWORD = "ada", "lovelace-1843"
+_numbers = itertools.count()
+
+
+@contextmanager
+def running_broker(folder: Path, secure: bool = False) -> Iterator[Broker]:
+    """A broker that ends with the block; `secure` adds its SASL and TLS listeners, for USER with PASSWORD."""
+    # Never skipped in silence: where Java, Maven or the jars are missing this fetches them, or says what to run.
+    fetched = subprocess.run([ROOT / "scripts/kafka", "fetch"], capture_output=True, text=True, check=False)
+    assert fetched.returncode == 0, fetched.stderr
+    broker = Broker(folder, users={USER: PASSWORD} if secure else None, tls=secure)
+    broker.start()
+    try:
+        yield broker
+    finally:
+        broker.stop()
+
+
+def new_prefix() -> str:
+    """A prefix that no other test uses: topics, and so a log, of its own on the shared broker."""
+    return f"t{next(_numbers)}."
+
+
+def url(broker: Broker, prefix: str, client: str = "kafka-python", **options: object) -> str:
+    """The URL of a log on `broker`."""
+    more = "".join(f"&{name}={value}" for name, value in options.items())
+    return f"kafka://{broker.bootstrap}?prefix={prefix}&client={client}{more}"
