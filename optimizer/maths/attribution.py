@@ -35,7 +35,7 @@ class Attributable(Protocol):
     def retracts(self) -> str | None: ...
 
 
-class Attributed(Struct, frozen=True):
+class Attributed(Struct, frozen=True, gc=False):
     """What counts, and what it is worth.
 
     `click_ts` is None without a click; a click within the clock skew before the impression counts as at the impression.

@@ -43,7 +43,7 @@ class Refused(AdloopError):
         super().__init__(detail)
 
 
-class _StrictAttribution(Attribution, frozen=True, kw_only=True):
+class _StrictAttribution(Attribution, frozen=True, kw_only=True, gc=False):
     """An attribution in a log record: all four there, since a joiner needs nothing but the record."""
 
     click_window_ms: Annotated[int, Meta(ge=1, le=_MAX_MS)]
@@ -52,14 +52,14 @@ class _StrictAttribution(Attribution, frozen=True, kw_only=True):
     count: CountRule
 
 
-class _StrictDecision(Decision, frozen=True, kw_only=True):
+class _StrictDecision(Decision, frozen=True, kw_only=True, gc=False):
     decision_id: _Id
     ts: _Ts
     attribution: _StrictAttribution
     schema: Literal[1]
 
 
-class _StrictEvent(Event, frozen=True, kw_only=True):
+class _StrictEvent(Event, frozen=True, kw_only=True, gc=False):
     event_id: _Id
     decision_id: _Id
     ts: _Ts
@@ -68,25 +68,27 @@ class _StrictEvent(Event, frozen=True, kw_only=True):
     received_ts: _Ts | None = None
 
 
-class _KnownAttribution(_StrictAttribution, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class _KnownAttribution(_StrictAttribution, frozen=True, kw_only=True, forbid_unknown_fields=True, gc=False):
     """An attribution without unknown fields."""
 
 
-class _KnownReward(RewardWeights, frozen=True, forbid_unknown_fields=True):
+class _KnownReward(RewardWeights, frozen=True, forbid_unknown_fields=True, gc=False):
     """Reward weights without unknown fields."""
 
 
-class _KnownDecision(_StrictDecision, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class _KnownDecision(_StrictDecision, frozen=True, kw_only=True, forbid_unknown_fields=True, gc=False):
     """A decision without unknown fields."""
 
     attribution: _KnownAttribution
     reward: _KnownReward
 
 
-class _KnownEvent(_StrictEvent, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class _KnownEvent(_StrictEvent, frozen=True, kw_only=True, forbid_unknown_fields=True, gc=False):
     """An event without unknown fields."""
 
 
+# None of these structs can be part of a cycle, and a collector that walks tens of thousands of them costs more than
+# decoding them does: gc=False.
 _ANY: Final = msgspec.json.Decoder()
 _DECISION: Final = msgspec.json.Decoder(_StrictDecision)
 _EVENT: Final = msgspec.json.Decoder(_StrictEvent)
@@ -96,7 +98,7 @@ _KNOWN_EVENT: Final = msgspec.json.Decoder(_KnownEvent)
 _UNREADABLE: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
-class Arrived(Struct, frozen=True, array_like=True):
+class Arrived(Struct, frozen=True, array_like=True, gc=False):
     """An event whose token verifies; `received_ts` is the server's, or the log's own where the server gave none."""
 
     event: Event

@@ -26,7 +26,7 @@ PAYLOAD_BYTES: Final = 64 * 1024  # how much of a refused record is kept
 CACHED_DECISIONS: Final = 20_000  # kept in memory between steps; all others are read from the state when needed
 
 
-class _OutcomeRecord(Struct, frozen=True):
+class _OutcomeRecord(Struct, frozen=True, gc=False):
     """An outcome as written: `types.Outcome` with the decision's own bytes, unknown fields and all."""
 
     schema: int
@@ -52,6 +52,7 @@ class OpenDecision:
         "decision",
         "events",
         "expires",
+        "hash",
         "noted",
         "record",
         "revision",
@@ -59,15 +60,20 @@ class OpenDecision:
         "settled",
         "stored",
         "verified",
+        "window_ms",
     )
 
-    def __init__(self, seq: int, decision: Decision, body: DecisionBody, extra_ms: int, stored: bool) -> None:
+    def __init__(
+        self, seq: int, hash_: int, decision: Decision, body: DecisionBody, extra_ms: int, stored: bool
+    ) -> None:
         self.seq = seq
+        self.hash = hash_
         self.decision = decision
         self.record = body.record
         self.revision = body.revision
         self.closed = body.closed
         self.events = {event.event_id: event for event in body.events}
+        self.window_ms = decision.attribution.window_ms()
         self.expires = decision.ts + retention_ms(decision.attribution, extra_ms)
         self.current: Attributed | None = attribute(decision, body.events) if body.events else None
         self.verified: tuple[str, Claims] | None = None
@@ -79,7 +85,7 @@ class OpenDecision:
         """When event time passes this, the outcome closes; None where there is none, or it is closed already."""
         if self.current is None or self.closed:
             return None
-        return self.current.impression_ts + self.decision.attribution.window_ms() + grace_ms
+        return self.current.impression_ts + self.window_ms + grace_ms
 
     def due(self, grace_ms: int) -> int:
         """The next timer: closing, or being let go. What is open is kept until it has closed."""
@@ -89,7 +95,8 @@ class OpenDecision:
     def row(self, grace_ms: int) -> Row:
         """As it is to be stored."""
         body = _encode((self.record, self.revision, self.closed, list(self.events.values())))
-        return Row(self.seq, hash_of(self.decision.decision_id.encode()), min(self.due(grace_ms), NEVER), body)
+        due = self.due(grace_ms)
+        return Row(self.seq, self.hash, min(NEVER, due), body)
 
 
 class Ledger:
@@ -136,11 +143,11 @@ class Ledger:
     def load(self, keys: Iterable[bytes]) -> None:
         """Bring the open decisions with these keys into memory: once a batch instead of once a record."""
         absent = {hash_of(key) for key in keys if key not in self._open}
-        for seq, _, body in self._store.decisions(list(absent)):
+        for seq, hash_, body in self._store.decisions(list(absent)):
             decision = _DECISION.decode(body.record)
             key = decision.decision_id.encode()
             if key not in self._open:
-                self._open[key] = OpenDecision(seq, decision, body, self._extra_ms, stored=True)
+                self._open[key] = OpenDecision(seq, hash_, decision, body, self._extra_ms, stored=True)
 
     def take_saved(self) -> Saved:
         """What has changed since the last call."""
@@ -176,10 +183,11 @@ class Ledger:
         except Refused as refused:
             self._quarantine(record, refused)
             return
-        held = OpenDecision(self._next_seq, decision, DecisionBody(value, 0, False, []), self._extra_ms, stored=False)
+        hash_ = hash_of(key)
+        held = OpenDecision(self._next_seq, hash_, decision, DecisionBody(value, 0, False, []), self._extra_ms, False)
         self._next_seq += 1
         self._open[key] = self._dirty[held.seq] = held
-        if self._store.may_be_waited_for(hash_of(key)):
+        if self._store.may_be_waited_for(hash_):
             self._new.append(held)
         self.counts["decisions"] += 1
         self._time.decision(decision.ts)
@@ -234,9 +242,10 @@ class Ledger:
         due = self._store.decisions_due(now, limit)
         for seq, body in due:
             decision = _DECISION.decode(body.record)
-            held = self._open.get(decision.decision_id.encode())
+            key = decision.decision_id.encode()
+            held = self._open.get(key)
             if held is None:
-                held = OpenDecision(seq, decision, body, self._extra_ms, stored=True)
+                held = OpenDecision(seq, hash_of(key), decision, body, self._extra_ms, stored=True)
             if self.catching_up and not held.settled:
                 self._revise(held, held.current, held.closed)
             self._close_if_due(held)
@@ -275,9 +284,8 @@ class Ledger:
         if held.current is None:
             self.counts["never_shown"] += 1
             self.counts["never_shown_clicks"] += sum(event.type == "click" for event in held.events.values())
-        key = held.decision.decision_id.encode()
-        self.saved.gone.append((hash_of(key), held.seq))
-        self._open.pop(key, None)
+        self.saved.gone.append((held.hash, held.seq))
+        self._open.pop(held.decision.decision_id.encode(), None)
         self._dirty.pop(held.seq, None)
 
     # -- inside -------------------------------------------------------------------------------------------------------

@@ -50,7 +50,7 @@ CREATE TABLE refused (topic TEXT, offset INTEGER, reason TEXT NOT NULL, PRIMARY 
 """
 
 
-class Held(Struct, frozen=True, array_like=True):
+class Held(Struct, frozen=True, array_like=True, gc=False):
     """An event that was let in, as attribution needs it. `defaulted`: its sender gave no `ts`."""
 
     event_id: str
@@ -61,7 +61,7 @@ class Held(Struct, frozen=True, array_like=True):
     defaulted: bool
 
 
-class DecisionBody(Struct, frozen=True, array_like=True):
+class DecisionBody(Struct, frozen=True, array_like=True, gc=False):
     """A decision that can still change: its record as read, its last revision (0: none) and the events let in, in the
     order in which they were."""
 
@@ -71,7 +71,7 @@ class DecisionBody(Struct, frozen=True, array_like=True):
     events: list[Held]
 
 
-class Waiting(Struct, frozen=True, array_like=True):
+class Waiting(Struct, frozen=True, array_like=True, gc=False):
     """An event whose decision has not been read; `payload` is its first 64 KiB, in case it is quarantined after all."""
 
     offset: int
@@ -80,7 +80,7 @@ class Waiting(Struct, frozen=True, array_like=True):
     payload: bytes
 
 
-class Published(Struct, frozen=True, array_like=True):
+class Published(Struct, frozen=True, array_like=True, gc=False):
     """What stands last in the log about an outcome; `content` is None where nothing has been published."""
 
     revision: int

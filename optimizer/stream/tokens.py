@@ -37,7 +37,7 @@ class TokenError(AdloopError):
         super().__init__(detail)
 
 
-class Claims(Struct, frozen=True):
+class Claims(Struct, frozen=True, gc=False):
     """What a token says: tenant, decision_id, variant_id, propensity, policy version, expiry (epoch seconds)."""
 
     ten: str
