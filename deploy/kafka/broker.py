@@ -46,6 +46,9 @@ share.coordinator.state.topic.replication.factor=1
 share.coordinator.state.topic.min.isr=1
 share.coordinator.state.topic.num.partitions=1
 group.initial.rebalance.delay.ms=0
+# After a kill the broker is let in again only when its old session has ended.
+broker.heartbeat.interval.ms=500
+broker.session.timeout.ms=3000
 group.min.session.timeout.ms=1000
 # The defaults are sized for large machines.
 num.network.threads=2

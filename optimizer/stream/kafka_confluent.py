@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import base64
 import logging
 import threading
 import time
+import uuid
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any, Final
 
@@ -179,8 +181,6 @@ class ConfluentProducer:
             "compression.type": config.compression,
             "delivery.timeout.ms": int(config.timeout_s * 1000),
             "allow.auto.create.topics": False,
-            # Without it the library raises a fatal error in the serving thread; `send` learns of it by its records.
-            "error_cb": lambda error: _log.debug("producer: %s", error),
         }
         if transactional_id is not None:
             settings["transactional.id"] = transactional_id
@@ -189,11 +189,36 @@ class ConfluentProducer:
         with _translated(config):
             self.producer = KafkaProducer(settings, logger=_log)
         self._closed = False
+        self._fatal: KafkaError | None = None  # the library gives up for good: no acknowledgement comes any more
+        self._waiting: set[_Call] = set()
+        self._lock = threading.Lock()
         self._server = threading.Thread(target=self._serve, name="kafka-acknowledgements", daemon=True)
         self._server.start()
 
     def send(self, messages: Sequence[Message]) -> list[tuple[int, int]]:
         call = _Call(len(messages))
+        with self._lock:
+            if self._fatal is not None:
+                raise _ours(self._config, self._fatal)
+            self._waiting.add(call)
+        try:
+            self._produce(call, messages)
+        finally:
+            with self._lock:
+                self._waiting.discard(call)
+        if call.error is not None:
+            raise _ours(self._config, call.error)
+        return call.places
+
+    def close(self) -> None:
+        # What it still holds must not go out any more; whoever waits for it gets an error at once.
+        self.producer.purge()
+        self._closed = True
+        if threading.current_thread() is not self._server:
+            self._server.join()
+
+    def _produce(self, call: _Call, messages: Sequence[Message]) -> None:
+        """Hand the messages over, and wait for their acknowledgements."""
         deadline = time.monotonic() + self._config.timeout_s + 1.0
         produce: Callable[..., None] = self.producer.produce
         with _translated(self._config):
@@ -209,21 +234,18 @@ class ConfluentProducer:
         # The library ends each by its delivery timeout; the second more only guards against its failing to.
         if not call.done.wait(max(0.0, deadline - time.monotonic())):
             raise OSError(f"kafka: {self._config.bootstrap} acknowledged nothing in {self._config.timeout_s:.0f} s")
-        if call.error is not None:
-            raise _ours(self._config, call.error)
-        return call.places
-
-    def close(self) -> None:
-        # What it still holds must not go out any more; whoever waits for it gets an error at once.
-        self.producer.purge()
-        self._closed = True
-        if threading.current_thread() is not self._server:
-            self._server.join()
 
     def _serve(self) -> None:
-        while not self._closed:
-            self.producer.poll(SERVE_S)
-        self.producer.poll(0)
+        try:
+            while not self._closed:
+                self.producer.poll(SERVE_S)
+            self.producer.poll(0)
+        except KafkaException as error:
+            with self._lock:
+                self._fatal = error.args[0]
+                for call in self._waiting:
+                    call.error = self._fatal
+                    call.done.set()
 
 
 class ConfluentTransactions:
@@ -294,7 +316,7 @@ class ConfluentAdmin:
                     continue
                 # Without a leader a new topic's partition can neither be read nor written yet.
                 if topic.partitions and all(partition.leader is not None for partition in topic.partitions):
-                    found[name] = TopicInfo(str(topic.topic_id), len(topic.partitions))
+                    found[name] = TopicInfo(_uuid(str(topic.topic_id)), len(topic.partitions))
         return found
 
     def create(self, topics: Sequence[NewTopic]) -> None:
@@ -338,6 +360,7 @@ class ConfluentAdmin:
             try:
                 metadata = self._admin.list_topics(timeout=1.0)
             except KafkaException:
+                self._admin.poll(0)  # serves the callback
                 if self._refused:
                     raise _ours(self._config, self._refused[0]) from None
                 if time.monotonic() > deadline:
@@ -364,6 +387,14 @@ class ConfluentAdmin:
                 if time.monotonic() > deadline:
                     raise
                 time.sleep(RETRY_S)
+                # After a restart the library asks with the leader's old epoch until it is told of the new one.
+                with suppress(KafkaException):
+                    self._admin.list_topics(timeout=1.0)
+
+
+def _uuid(text: str) -> str:
+    """A topic's id as everyone else writes it; the library gives its bytes in base64, unpadded."""
+    return str(uuid.UUID(bytes=base64.b64decode(text + "==")))
 
 
 def _connection(config: KafkaConfig) -> dict[str, Any]:

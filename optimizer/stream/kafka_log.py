@@ -73,7 +73,7 @@ class KafkaLog:
         producer = self._current_producer()
         try:
             return producer.send(messages)
-        except OSError:
+        except (AdloopError, OSError):
             # What it still holds must not go out later on its own, in between what is appended by then.
             self._discard(producer)
             raise

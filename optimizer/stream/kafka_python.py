@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -11,6 +12,7 @@ from typing import Any, Final
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer
 from kafka import errors as kafka_errors
 from kafka.admin import ConfigResource, ConfigResourceType
+from kafka.net.compat import KafkaNetClient
 from kafka.protocol.consumer import IsolationLevel, OffsetSpec
 from kafka.structs import TopicPartition as KafkaPlace
 
@@ -71,9 +73,9 @@ class PythonConsumer:
         self._names = {at: KafkaPlace(config.prefix + at.topic, at.partition) for at in positions}
         self._places = {name: at for at, name in self._names.items()}
         self._positions = dict(positions)
-        with _translated(config):
+        with _connected(config) as connection:
             self._consumer = KafkaConsumer(
-                **_connection(config),
+                **connection,
                 group_id=None,
                 enable_auto_commit=False,
                 auto_offset_reset="none",
@@ -135,9 +137,9 @@ class PythonProducer:
                 "transactional_id": transactional_id,
                 "transaction_timeout_ms": int(TRANSACTION_TIMEOUT_S * 1000),
             }
-        with _translated(config):
+        with _connected(config) as connection:
             self.producer = KafkaProducer(
-                **_connection(config),
+                **connection,
                 acks="all",
                 enable_idempotence=True,
                 delivery_timeout_ms=int(config.timeout_s * 1000),
@@ -245,8 +247,8 @@ class PythonAdmin:
 
     def __init__(self, config: KafkaConfig) -> None:
         self._config = config
-        with _translated(config):
-            self._admin = KafkaAdminClient(**_connection(config))
+        with _connected(config) as connection:
+            self._admin = KafkaAdminClient(**connection)
 
     def cluster_id(self) -> str:
         with _translated(self._config):
@@ -308,6 +310,46 @@ class PythonAdmin:
                 if time.monotonic() > deadline:
                     raise
                 time.sleep(RETRY_S)
+
+
+class _Refusals(logging.Handler):
+    """Remembers why the brokers refused us. The library only logs that, tries on, and in the end says that it got no
+    answer in time."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.found: list[Exception] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        arguments = record.args if isinstance(record.args, tuple) else ()
+        self.found += [argument for argument in arguments if isinstance(argument, REFUSED)]
+
+
+@contextmanager
+def _connected(config: KafkaConfig) -> Iterator[dict[str, Any]]:
+    """The options to make a client with. Where that fails, what the library has opened is closed, which it does not do
+    by itself."""
+    networks: list[KafkaNetClient] = []
+    refusals = _Refusals()
+    library = logging.getLogger("kafka.net.manager")
+
+    def network(**options: Any) -> KafkaNetClient:
+        networks.append(KafkaNetClient(**options))
+        return networks[-1]
+
+    library.addHandler(refusals)
+    try:
+        with _translated(config):
+            try:
+                yield {**_connection(config), "kafka_client": network}
+            except kafka_errors.KafkaTimeoutError as error:
+                raise (refusals.found[-1] if refusals.found else error) from error
+    except BaseException:
+        for made in networks:
+            made.close()
+        raise
+    finally:
+        library.removeHandler(refusals)
 
 
 def _connection(config: KafkaConfig) -> dict[str, Any]:
