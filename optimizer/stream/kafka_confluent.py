@@ -7,8 +7,8 @@ import logging
 import threading
 import time
 import uuid
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any, Final
 
@@ -19,7 +19,7 @@ from confluent_kafka import TopicPartition as KafkaPlace
 from confluent_kafka.admin import AdminClient, ConfigResource, OffsetSpec
 from confluent_kafka.admin import NewTopic as KafkaTopic
 
-from optimizer.errors import AdloopError, ConfigError, Fenced
+from optimizer.errors import AdloopError, Fenced
 from optimizer.stream.kafka_client import (
     FETCH_BYTES,
     REQUEST_BYTES,
@@ -30,6 +30,7 @@ from optimizer.stream.kafka_client import (
     Place,
     TopicInfo,
 )
+from optimizer.stream.kafka_confluent_common import REFUSED, connection, ours, translated
 from optimizer.stream.kafka_url import KafkaConfig
 from optimizer.stream.log import MAX_RECORD_BYTES, Record, TopicPartition
 
@@ -39,18 +40,6 @@ LINGER_MS: Final = 1  # lets the records of one append share their requests
 ABORT_S: Final = 5.0
 RETRY_S: Final = 0.2
 
-FENCED: Final = frozenset({KafkaError._FENCED, KafkaError.PRODUCER_FENCED, KafkaError.INVALID_PRODUCER_EPOCH})
-TOO_LARGE: Final = frozenset({KafkaError.MSG_SIZE_TOO_LARGE, KafkaError.RECORD_LIST_TOO_LARGE})
-REFUSED: Final = frozenset(
-    {
-        KafkaError._AUTHENTICATION,
-        KafkaError.SASL_AUTHENTICATION_FAILED,
-        KafkaError.UNSUPPORTED_SASL_MECHANISM,
-        KafkaError.TOPIC_AUTHORIZATION_FAILED,
-        KafkaError.CLUSTER_AUTHORIZATION_FAILED,
-        KafkaError.TRANSACTIONAL_ID_AUTHORIZATION_FAILED,
-    }
-)
 GONE: Final = frozenset({KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE})
 
 _log = logging.getLogger(__name__)
@@ -86,7 +75,7 @@ class ConfluentConsumer:
         self._names = {at: KafkaPlace(config.prefix + at.topic, at.partition) for at in positions}
         self._places = {(config.prefix + at.topic, at.partition): at for at in positions}
         settings = {
-            **_connection(config),
+            **connection(config),
             "group.id": config.prefix + "reader",  # the library wants one; nothing is committed under it
             "enable.auto.commit": False,
             "enable.auto.offset.store": False,
@@ -97,14 +86,14 @@ class ConfluentConsumer:
             "fetch.message.max.bytes": MAX_RECORD_BYTES,
             "queued.max.messages.kbytes": FETCH_BYTES // 1024,
         }
-        with _translated(config):
+        with translated(config):
             self._consumer = KafkaConsumer(settings, logger=_log)
             self._consumer.assign(
                 [KafkaPlace(config.prefix + at.topic, at.partition, position) for at, position in positions.items()]
             )
 
     def poll(self, max_records: int, timeout_s: float) -> dict[TopicPartition, list[Record]]:
-        with _translated(self._config):
+        with translated(self._config):
             # `consume` waits until it has as many as it may: so wait for the first, then take what is there.
             first = self._consumer.poll(timeout_s)
             if first is None:
@@ -141,7 +130,7 @@ class ConfluentConsumer:
             place = next(iter(self._positions)) if at is None else at
             raise OffsetGone(place, self._positions[place])
         elif error.code() in REFUSED or error.fatal():
-            raise _ours(self._config, error)
+            raise ours(self._config, error)
         # The rest (a broker that is away for a while) the library tries again by itself.
 
 
@@ -171,7 +160,7 @@ class ConfluentProducer:
     def __init__(self, config: KafkaConfig, transactional_id: str | None = None) -> None:
         self._config = config
         settings: dict[str, Any] = {
-            **_connection(config),
+            **connection(config),
             "enable.idempotence": True,
             "acks": "all",
             "partitioner": "murmur2",
@@ -186,7 +175,7 @@ class ConfluentProducer:
             settings["transactional.id"] = transactional_id
             settings["transaction.timeout.ms"] = int(TRANSACTION_TIMEOUT_S * 1000)
             settings["delivery.timeout.ms"] = int(min(config.timeout_s, TRANSACTION_TIMEOUT_S) * 1000)
-        with _translated(config):
+        with translated(config):
             self.producer = KafkaProducer(settings, logger=_log)
         self._closed = False
         self._fatal: KafkaError | None = None  # the library gives up for good: no acknowledgement comes any more
@@ -199,7 +188,7 @@ class ConfluentProducer:
         call = _Call(len(messages))
         with self._lock:
             if self._fatal is not None:
-                raise _ours(self._config, self._fatal)
+                raise ours(self._config, self._fatal)
             self._waiting.add(call)
         try:
             self._produce(call, messages)
@@ -207,7 +196,7 @@ class ConfluentProducer:
             with self._lock:
                 self._waiting.discard(call)
         if call.error is not None:
-            raise _ours(self._config, call.error)
+            raise ours(self._config, call.error)
         return call.places
 
     def close(self) -> None:
@@ -221,7 +210,7 @@ class ConfluentProducer:
         """Hand the messages over, and wait for their acknowledgements."""
         deadline = time.monotonic() + self._config.timeout_s + 1.0
         produce: Callable[..., None] = self.producer.produce
-        with _translated(self._config):
+        with translated(self._config):
             for i, (topic, key, value, ts) in enumerate(messages):
                 while True:
                     try:
@@ -257,7 +246,7 @@ class ConfluentTransactions:
         self._producer = self._sender.producer
         self._failed: Exception | None = None
         try:
-            with _translated(config):
+            with translated(config):
                 self._producer.init_transactions(config.timeout_s)
         except BaseException:
             self.close()
@@ -267,7 +256,7 @@ class ConfluentTransactions:
         if self._failed is not None:
             raise self._failed
         try:
-            with _translated(self._config):
+            with translated(self._config):
                 self._producer.begin_transaction()
             try:
                 places = self._sender.send(messages)
@@ -275,7 +264,7 @@ class ConfluentTransactions:
                 # A fenced producer's records fail for a reason that does not say so; ending the transaction does.
                 self._abort()
                 raise
-            with _translated(self._config):
+            with translated(self._config):
                 self._producer.commit_transaction(self._config.timeout_s)
         except (Fenced, OSError) as error:
             self._failed = error
@@ -286,7 +275,7 @@ class ConfluentTransactions:
         self._sender.close()
 
     def _abort(self) -> None:
-        with _translated(self._config):
+        with translated(self._config):
             self._producer.abort_transaction(ABORT_S)
 
 
@@ -296,8 +285,8 @@ class ConfluentAdmin:
     def __init__(self, config: KafkaConfig) -> None:
         self._config = config
         self._refused: list[KafkaError] = []
-        with _translated(config):
-            self._admin = AdminClient({**_connection(config), "error_cb": self._notice}, logger=_log)
+        with translated(config):
+            self._admin = AdminClient({**connection(config), "error_cb": self._notice}, logger=_log)
             self._cluster_id = self._connect()
 
     def cluster_id(self) -> str:
@@ -305,7 +294,7 @@ class ConfluentAdmin:
 
     def topics(self, names: Collection[str]) -> dict[str, TopicInfo]:
         found: dict[str, TopicInfo] = {}
-        with _translated(self._config):
+        with translated(self._config):
             asked = TopicCollection(list(names))
             for name, future in self._admin.describe_topics(asked, request_timeout=self._config.timeout_s).items():
                 try:
@@ -329,7 +318,7 @@ class ConfluentAdmin:
             )
             for topic in topics
         ]
-        with _translated(self._config):
+        with translated(self._config):
             for future in self._admin.create_topics(wanted, request_timeout=self._config.timeout_s).values():
                 try:
                     future.result()
@@ -339,7 +328,7 @@ class ConfluentAdmin:
 
     def settings(self, names: Collection[str]) -> dict[str, dict[str, str]]:
         resources = [ConfigResource(ConfigResource.Type.TOPIC, name) for name in names]
-        with _translated(self._config):
+        with translated(self._config):
             described = self._admin.describe_configs(resources, request_timeout=self._config.timeout_s)
             entries = {resource.name: future.result() for resource, future in described.items()}
         return {name: {key: str(entry.value) for key, entry in found.items()} for name, found in entries.items()}
@@ -362,7 +351,7 @@ class ConfluentAdmin:
             except KafkaException:
                 self._admin.poll(0)  # serves the callback
                 if self._refused:
-                    raise _ours(self._config, self._refused[0]) from None
+                    raise ours(self._config, self._refused[0]) from None
                 if time.monotonic() > deadline:
                     raise
             else:
@@ -376,7 +365,7 @@ class ConfluentAdmin:
         deadline = time.monotonic() + self._config.timeout_s
         while True:
             try:
-                with _translated(self._config):
+                with translated(self._config):
                     asked = self._admin.list_offsets(
                         {KafkaPlace(*place): spec for place in places},
                         isolation_level=IsolationLevel.READ_COMMITTED,
@@ -395,51 +384,3 @@ class ConfluentAdmin:
 def _uuid(text: str) -> str:
     """A topic's id as everyone else writes it; the library gives its bytes in base64, unpadded."""
     return str(uuid.UUID(bytes=base64.b64decode(text + "==")))
-
-
-def _connection(config: KafkaConfig) -> dict[str, Any]:
-    """The settings that all of the library's clients share."""
-    settings: dict[str, Any] = {
-        "bootstrap.servers": config.bootstrap,
-        "client.id": "adloop",
-        "security.protocol": config.security_protocol,
-        "reconnect.backoff.max.ms": 1_000,
-        "socket.keepalive.enable": True,
-    }
-    if config.sasl_mechanism is not None:
-        settings["sasl.mechanism"] = config.sasl_mechanism
-        settings["sasl.username"] = config.username
-        settings["sasl.password"] = config.password
-    for ours, theirs in (
-        ("ca_file", "ssl.ca.location"),
-        ("cert_file", "ssl.certificate.location"),
-        ("key_file", "ssl.key.location"),
-    ):
-        if (path := getattr(config, ours)) is not None:
-            settings[theirs] = path
-    return settings
-
-
-@contextmanager
-def _translated(config: KafkaConfig) -> Iterator[None]:
-    """The library's errors as ours."""
-    try:
-        yield
-    except KafkaException as error:
-        raise _ours(config, error.args[0]) from error
-
-
-def _ours(config: KafkaConfig, error: KafkaError) -> Exception:
-    if error.code() in FENCED:
-        return Fenced(f"kafka: another producer has taken this one's place ({error.str()})")
-    if error.code() in TOO_LARGE:
-        return AdloopError(
-            f"record: got one that the topic refuses ({error.str()}), expected at most its max.message.bytes; raise "
-            "that setting"
-        )
-    if error.code() in REFUSED:
-        return ConfigError(
-            f"log: {config.bootstrap} refuses user {config.username!r} ({error.str()}); correct its name, password, "
-            "mechanism or rights"
-        )
-    return OSError(f"kafka: {config.bootstrap} gives no answer ({error.name()}: {error.str()})")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -312,44 +311,29 @@ class PythonAdmin:
                 time.sleep(RETRY_S)
 
 
-class _Refusals(logging.Handler):
-    """Remembers why the brokers refused us. The library only logs that, tries on, and in the end says that it got no
-    answer in time."""
-
-    def __init__(self) -> None:
-        super().__init__(logging.WARNING)
-        self.found: list[Exception] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        arguments = record.args if isinstance(record.args, tuple) else ()
-        self.found += [argument for argument in arguments if isinstance(argument, REFUSED)]
-
-
 @contextmanager
 def _connected(config: KafkaConfig) -> Iterator[dict[str, Any]]:
     """The options to make a client with. Where that fails, what the library has opened is closed, which it does not do
     by itself."""
     networks: list[KafkaNetClient] = []
-    refusals = _Refusals()
-    library = logging.getLogger("kafka.net.manager")
 
     def network(**options: Any) -> KafkaNetClient:
         networks.append(KafkaNetClient(**options))
         return networks[-1]
 
-    library.addHandler(refusals)
     try:
         with _translated(config):
-            try:
-                yield {**_connection(config), "kafka_client": network}
-            except kafka_errors.KafkaTimeoutError as error:
-                raise (refusals.found[-1] if refusals.found else error) from error
-    except BaseException:
+            yield {**_connection(config), "kafka_client": network}
+    except BaseException as error:
         for made in networks:
             made.close()
+        if isinstance(error, OSError) and config.security_protocol != "PLAINTEXT":
+            # The library does not tell a broker that hangs up on a wrong password from one that is not there.
+            raise OSError(
+                f"{error}, or refuses user {config.username!r}; check that it is there, and the user's name, password "
+                "and mechanism, or the certificates"
+            ) from error
         raise
-    finally:
-        library.removeHandler(refusals)
 
 
 def _connection(config: KafkaConfig) -> dict[str, Any]:
