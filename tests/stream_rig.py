@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+import shutil
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from optimizer.clock import ManualClock
+from optimizer.clock import Clock, ManualClock
 from optimizer.maths.attribution import expiry_s
 from optimizer.stream.dump import dump
 from optimizer.stream.joiner import Joiner
@@ -110,15 +111,24 @@ def content(outcome: dict[str, Any]) -> dict[str, Any]:
 class Rig:
     """A log and a joiner in one folder, on a clock that stands still."""
 
-    def __init__(self, folder: Path, partitions: int = 1, **options: Any) -> None:
+    def __init__(
+        self, folder: Path, partitions: int = 1, log: Callable[[Clock], EventLog] | None = None, **options: Any
+    ) -> None:
         self.folder = folder
         self.clock = ManualClock(T0)
         self.options = options
-        self.log = SqliteLog(folder / "log.db", self.clock, partitions, synchronous="off")
+        self.log: EventLog = (
+            SqliteLog(folder / "log.db", self.clock, partitions, synchronous="off") if log is None else log(self.clock)
+        )
         self.joiner = self._open()
 
     def _open(self) -> Joiner:
         return Joiner(self.log, self.folder / "state", KEYS, self.clock, durable=False, **self.options)
+
+    def lose_state(self) -> None:
+        """The joiner ends, and its folder is gone."""
+        self.joiner.close()
+        shutil.rmtree(self.folder / "state")
 
     def restart(self) -> None:
         self.joiner.close()

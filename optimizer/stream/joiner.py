@@ -142,12 +142,12 @@ class Joiner:
     def step(self, max_records: int = 2000, timeout_s: float = 0.0) -> int:
         """Read up to `max_records`, waiting up to `timeout_s` for the first; returns how many records were read and
         timers fired, 0 where there was nothing to do. After an error the next step starts from the last commit."""
-        if self._stale:
+        stale, self._stale = self._stale, True
+        self._reassign()
+        if stale:
             for part in self._parts.values():
                 part.restore()
             self._read_on()
-        self._stale = True
-        self._reassign()
         for part in list(self._parts.values()):
             self._publish(part)
         worked = self._join(max_records, timeout_s)

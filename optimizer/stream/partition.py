@@ -59,14 +59,14 @@ class PartitionJoiner:
         durable: bool,
     ) -> None:
         self.partition = partition
+        self._log = log
         self._keys = keys
         self._rules = rules
         self._sources = {topic: log.topic_name(topic) for topic in ("decisions", "events")}
         self._publisher: Publisher | None = None
+        self._unsure = False  # whether the last append reached the log
         self._store = StateStore(folder, {**identity, "partition": str(partition)}, durable)
         try:
-            self._publisher = log.publisher(partition)
-            take_over(log, partition, self._store, self._sources)
             self.restore()
         except BaseException:
             self.close()
@@ -116,8 +116,17 @@ class PartitionJoiner:
     # -- a step -------------------------------------------------------------------------------------------------------
 
     def restore(self) -> None:
-        """Everything in memory, from what was last committed: at the start, and after an error."""
+        """Everything in memory, from what was last committed: at the start, and after an error.
+
+        A publisher that failed does not know whether its records are in the log: a new one reads it there."""
         self._store.rollback()
+        if self._publisher is not None and self._unsure:
+            self._publisher.close()
+            self._publisher = None
+        if self._publisher is None:
+            self._publisher = self._log.publisher(self.partition)
+            take_over(self._log, self.partition, self._store, self._sources)
+        self._unsure = False
         self._store.load()
         self._progress = self._store.progress() or Progress(0, 0, 0, 0)
         self._read = self._progress.decisions, self._progress.events
@@ -203,7 +212,9 @@ class PartitionJoiner:
         if self._publisher is None:
             return
         for chunk in _chunks(self._outbox):
+            self._unsure = True
             places = self._publisher.append(chunk)
+            self._unsure = False
             self._passed(chunk, places)
         self._outbox.clear()
         self._published_to = self._outbox_to

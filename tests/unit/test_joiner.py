@@ -326,6 +326,7 @@ def test_33_the_same_event_many_times_is_one_reward_and_one_row(rig: Rig) -> Non
 def test_34_a_truncated_log_stops_the_joiner(rig: Rig) -> None:
     rig.join(D)
     rig.put(event(D, "i"), event(D, "c"))
+    assert isinstance(rig.log, SqliteLog)
     rig.log.truncate(TopicPartition("events", 0), 1)
     with pytest.raises(LogTruncated, match=r"events\[0\]: position 0"):
         rig.joiner.step()

@@ -1,0 +1,166 @@
+"""Partitions that change hands: whoever takes over goes on from what stands in the log, and who lost can't publish."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from optimizer.errors import Fenced
+from optimizer.stream.assignment import Assigned
+from optimizer.stream.joiner import Joiner
+from optimizer.stream.log import Append
+from optimizer.types import Decision
+from tests.laws.test_joiner_laws import LAW, Record, contents, expected, histories, rigs
+from tests.stream_rig import HOUR, KEYS, T0, Rig, decision, event, last_revisions, spread, values
+
+D = decision()
+
+
+class Shares:
+    """An assignment that the test changes."""
+
+    def __init__(self, *partitions: int) -> None:
+        self.assigned = Assigned(0, frozenset(partitions))
+
+    def give(self, *partitions: int) -> None:
+        self.assigned = Assigned(self.assigned.generation + 1, frozenset(partitions))
+
+    def current(self) -> Assigned:
+        return self.assigned
+
+    def close(self) -> None:
+        """There is nobody to tell."""
+
+
+def other(rig: Rig, name: str, partitions: Shares | None = None) -> Joiner:
+    return Joiner(rig.log, rig.folder / name, KEYS, rig.clock, partitions=partitions, durable=False)
+
+
+def drain(*joiners: Joiner) -> None:
+    while sum(joiner.step() for joiner in joiners):
+        pass
+
+
+@given(histories(), st.data())
+@LAW
+def test_joiners_with_their_own_states_take_over_from_each_other_at_any_moment(
+    history: tuple[list[Decision], list[dict[str, Any]]], data: st.DataObject
+) -> None:
+    made, told = history
+    arrival: list[Record] = data.draw(st.permutations([*made, *told]))
+    pieces = spread(arrival, data.draw(st.lists(st.integers(0, 5), min_size=2, max_size=6)))
+    names = st.sampled_from(["a", "b", "c"])
+    with rigs(data.draw(st.sampled_from([1, 3]))) as rig, ExitStack() as stack:
+        rig.joiner.close()
+        running: dict[str, Joiner] = {}
+        for piece in pieces:
+            rig.put(*piece)
+            if data.draw(st.booleans()):  # a clean end of one; otherwise it is left standing, and is fenced
+                joiner = running.pop(data.draw(names), None)
+                if joiner is not None:
+                    joiner.close()
+            name = data.draw(names)
+            if name not in running:
+                running[name] = stack.enter_context(other(rig, name))
+            for _ in range(data.draw(st.integers(0, 5))):
+                with suppress(Fenced):
+                    running[name].step(max_records=data.draw(st.sampled_from([1, 3, 50])))
+            if data.draw(st.integers(0, 9)) == 0:
+                rig.clock.advance(2 * HOUR + 30 * 60_000)  # some outcomes close
+        stack.close()
+        rig.joiner = other(rig, data.draw(names))
+        assert contents(rig.join()) == expected(made, told)
+        assert rig.joiner.caught_up
+
+
+def test_a_second_joiner_on_the_log_ends_the_first(tmp_path: Path) -> None:
+    rig = Rig(tmp_path)
+    rig.join(D, event(D, "i"))
+    second = other(rig, "second")
+    rig.put(event(D, "c", "click", T0 + 5))
+    with pytest.raises(Fenced, match=r"outcomes\[0\]: another joiner has taken this partition over"):
+        rig.joiner.step()
+    drain(second)
+    assert last_revisions(rig.log)["d1"]["revision"] == 2
+    second.close()
+    rig.close()
+
+
+def test_a_state_that_was_behind_goes_on_from_the_others_revisions(tmp_path: Path) -> None:
+    rig = Rig(tmp_path)
+    rig.join(D, event(D, "i"))
+    rig.joiner.close()
+    second = other(rig, "second")
+    rig.put(event(D, "c", "click", T0 + 5), Append("events", "d1", b"{"))
+    drain(second)
+    second.close()
+    before = values(rig.log, "outcomes"), values(rig.log, "quarantine")
+    rig.joiner = rig._open()
+    assert not rig.joiner.caught_up
+    rig.join()
+    assert rig.joiner.caught_up
+    assert (values(rig.log, "outcomes"), values(rig.log, "quarantine")) == before, "nothing new, so nothing published"
+    last = rig.join(event(D, "x", "retraction", retracts="c"))["d1"]
+    assert (last["revision"], last["events"]) == (3, ["i"])
+    rig.close()
+
+
+def test_what_an_outbox_still_held_is_dropped_where_others_went_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rig = Rig(tmp_path)
+    e = decision("e1")
+    rig.join(D, e, event(D, "i"), event(e, "i"))
+
+    def cut(records: object) -> None:
+        raise OSError("connection lost")
+
+    rig.put(event(D, "c", "click", T0 + 5), event(e, "c", "click", T0 + 5))
+    publisher = rig.joiner._parts[0]._publisher
+    with monkeypatch.context() as patch:
+        patch.setattr(publisher, "append", cut)
+        with pytest.raises(OSError, match="connection lost"):
+            rig.joiner.step()  # committed, but not published
+    rig.joiner.close()
+    second = other(rig, "second")
+    rig.put(event(D, "r", "rating", value=1.0))
+    drain(second)
+    second.close()
+    rig.joiner = rig._open()
+    last = rig.join()
+    assert (last["d1"]["revision"], last["d1"]["events"]) == (2, ["i", "r", "c"])
+    assert (last["e1"]["revision"], last["e1"]["events"]) == (2, ["i", "c"])
+    rig.close()
+
+
+def test_shares_move_between_two_joiners_of_a_group(tmp_path: Path) -> None:
+    rig = Rig(tmp_path, partitions=4)
+    rig.joiner.close()
+    shares = Shares(0, 1, 2, 3), Shares()
+    joiners = [other(rig, name, share) for name, share in zip("ab", shares, strict=True)]
+    made = [decision(f"d{i}") for i in range(40)]
+    rig.put(*made, *(event(d, "i") for d in made))
+    joiners[0].step(max_records=20)
+    shares[0].give(0, 1)
+    shares[1].give(2, 3)
+    drain(*joiners)
+    assert set(joiners[0].figures()) == {0, 1}
+    shares[1].give(1, 2, 3)  # before the other one knows: it is fenced, and gives the partition up
+    joiners[1].step()
+    rig.put(*(event(d, "c", "click", T0 + 5) for d in made))
+    drain(*joiners)
+    assert set(joiners[0].figures()) == {0}
+    shares[0].give(0, 1, 2, 3)
+    shares[1].give()
+    rig.put(*(event(d, "r", "rating", value=1.0) for d in made))
+    drain(*joiners)
+    last = last_revisions(rig.log)
+    assert [(o["components"]["click"], o["components"]["rating"]) for o in last.values()] == [(1, 1.0)] * 40
+    for joiner in joiners:
+        joiner.close()
+    rig.log.close()
