@@ -17,7 +17,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from optimizer.errors import AdloopError
-from optimizer.maths.attribution import CLOCK_SKEW_MS, retention_ms
+from optimizer.maths.attribution import CLOCK_SKEW_MS
 from optimizer.stream.log import Record
 from optimizer.stream.tokens import Claims, TokenError, TokenKeys
 from optimizer.types import Attribution, CountRule, Decision, Event, Reason, RewardWeights
@@ -151,14 +151,14 @@ def read_event(record: Record, value: bytes, keys: TokenKeys, verified: tuple[st
     return Arrived(event, claims, received)
 
 
-def check_against(decision: Decision, arrived: Arrived, extra_retention_ms: int) -> None:
-    """What can be told once the decision is known. Raises Refused: token_mismatch, clock."""
+def check_against(decision: Decision, arrived: Arrived, expires: int) -> None:
+    """What can be told once the decision is known, `expires` being its ts + its retention. Raises Refused:
+    token_mismatch, clock."""
     if not arrived.claims.matches(decision):
         raise Refused("token_mismatch", "token: its tenant, variant, propensity or policy is not the decision's")
-    ts = arrived.event.ts
-    first, last = decision.ts - CLOCK_SKEW_MS, decision.ts + retention_ms(decision.attribution, extra_retention_ms)
-    if not first <= ts <= last:
-        raise Refused("clock", f"ts: got {ts}, expected {first} to {last} (the decision's ts and retention)")
+    ts, first = arrived.event.ts, decision.ts - CLOCK_SKEW_MS
+    if not first <= ts <= expires:
+        raise Refused("clock", f"ts: got {ts}, expected {first} to {expires} (the decision's ts and retention)")
 
 
 def _decode(decoder: msgspec.json.Decoder[T], value: bytes) -> T:

@@ -23,7 +23,7 @@ from optimizer.stream.tokens import Claims, TokenKeys
 from optimizer.types import SCHEMA, Components, Decision, Reason, to_json
 
 PAYLOAD_BYTES: Final = 64 * 1024  # how much of a refused record is kept
-CACHED_DECISIONS: Final = 20_000  # kept in memory between steps; all others are read from the state when needed
+CACHED_DECISIONS: Final = 8_000  # of a partition, kept in memory between steps; all others are read from the state
 
 
 class _OutcomeRecord(Struct, frozen=True, gc=False):
@@ -292,7 +292,7 @@ class Ledger:
 
     def _admit(self, held: OpenDecision, arrived: Arrived, late: bool) -> None:
         """The checks that need the decision, then what the event changes. Raises Refused."""
-        check_against(held.decision, arrived, self._extra_ms)
+        check_against(held.decision, arrived, held.expires)
         event = arrived.event
         held.verified = event.token, arrived.claims
         if late:
@@ -306,8 +306,9 @@ class Ledger:
             self.counts["duplicates"] += 1
             return
         self._time.event(arrived.received_ts)
-        # What was due before this event came happens before it, whether or not the timers have run yet.
-        self._close_if_due(held)
+        if held.current is not None and not held.closed:
+            # What was due before this event came happens before it, whether or not the timers have run yet.
+            self._close_if_due(held)
         self.counts["events"] += 1
         if held.events:
             self.counts["void_retractions"] += _void(held, new)

@@ -30,7 +30,7 @@ FORMAT: Final = "2"
 NEVER: Final = 2**62
 NONE: Final = -1
 CACHE_KIB: Final = 16 * 1024  # of SQLite's page cache: the newest generations, whatever is open
-CHECKPOINT_PAGES: Final = 8 * 1024  # of the write-ahead log (32 MiB): a page written many times is copied once
+CHECKPOINT_PAGES: Final = 4 * 1024  # of the write-ahead log (32 MiB): a page written many times is copied once
 _WAIT_BITS: Final = 22
 _FEW_WAITS: Final = 1 << 19  # so many waiting events later, the bits of those that wait no more are cleared
 
@@ -154,6 +154,7 @@ class StateStore:
         except (OSError, sqlite3.OperationalError) as error:
             raise ConfigError(f"state {folder}: the folder can't be used ({error}); choose another --state") from error
         try:
+            self._db.execute("PRAGMA page_size=8192")
             self._db.execute("PRAGMA journal_mode=WAL")
             # FULL: a step is on the disk before anything of it is published.
             self._db.execute(f"PRAGMA synchronous={'FULL' if durable else 'OFF'}")
