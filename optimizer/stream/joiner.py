@@ -8,6 +8,7 @@ state, or catches up from the log.
 from __future__ import annotations
 
 import fcntl
+import time
 from collections import Counter
 from collections.abc import Collection, Iterable
 from pathlib import Path
@@ -112,8 +113,9 @@ class Joiner:
 
     @property
     def caught_up(self) -> bool:
-        """Whether every partition works on what is new; False while one still catches up with the log."""
-        return all(part.caught_up for part in self._parts.values())
+        """Whether every partition works on what is new; False while one still catches up with the log, and before the
+        group has said for the first time which are ours."""
+        return self._assigned != Assigned(0, frozenset()) and all(part.caught_up for part in self._parts.values())
 
     def event_time(self, partition: int) -> int | None:
         """The partition's event time (epoch ms); None before anything was let in."""
@@ -171,6 +173,7 @@ class Joiner:
     def _join(self, max_records: int, timeout_s: float) -> int:
         reader = self._reader
         if reader is None:
+            time.sleep(timeout_s)
             return 0
         records = reader.poll(max_records, timeout_s)
         batches: dict[tuple[str, int], list[Record]] = {}
@@ -211,9 +214,10 @@ class Joiner:
             return
         self._assigned = assigned
         self._lost.clear()
-        for partition in self._parts.keys() - assigned.partitions:
+        before = set(self._parts)
+        for partition in before - assigned.partitions:
             self._drop(partition, clean=True)
-        for partition in sorted(assigned.partitions - self._parts.keys()):
+        for partition in sorted(assigned.partitions - before):
             self._parts[partition] = PartitionJoiner(
                 self._log,
                 partition,
@@ -225,7 +229,8 @@ class Joiner:
             )
             self._publish(self._parts[partition])
         self._parts = dict(sorted(self._parts.items()))
-        self._read_on()
+        if before != set(self._parts):
+            self._read_on()
 
     def _drop(self, partition: int, clean: bool) -> None:
         self._parts.pop(partition).close(clean)

@@ -72,7 +72,7 @@ class PythonConsumer:
         self._names = {at: KafkaPlace(config.prefix + at.topic, at.partition) for at in positions}
         self._places = {name: at for at, name in self._names.items()}
         self._positions = dict(positions)
-        with _connected(config) as connection:
+        with connected(config) as connection:
             self._consumer = KafkaConsumer(
                 **connection,
                 group_id=None,
@@ -91,7 +91,7 @@ class PythonConsumer:
 
     def poll(self, max_records: int, timeout_s: float) -> dict[TopicPartition, list[Record]]:
         try:
-            with _translated(self._config):
+            with translated(self._config):
                 fetched = self._consumer.poll(int(timeout_s * 1000), max_records)
         except kafka_errors.OffsetOutOfRangeError as error:
             raise self._gone(error.args[0] if error.args else {}) from error
@@ -107,7 +107,7 @@ class PythonConsumer:
 
     def position(self, at: TopicPartition) -> int:
         # The library's own position is asked without a round trip; it is ahead of ours by the markers it has passed.
-        with _translated(self._config):
+        with translated(self._config):
             position = self._consumer.position(self._names[at], timeout_ms=0)
         if position is not None and position > self._positions[at]:
             self._positions[at] = position
@@ -136,7 +136,7 @@ class PythonProducer:
                 "transactional_id": transactional_id,
                 "transaction_timeout_ms": int(TRANSACTION_TIMEOUT_S * 1000),
             }
-        with _connected(config) as connection:
+        with connected(config) as connection:
             self.producer = KafkaProducer(
                 **connection,
                 acks="all",
@@ -153,7 +153,7 @@ class PythonProducer:
         self._partitions: dict[str, int] = {}
 
     def send(self, messages: Sequence[Message]) -> list[tuple[int, int]]:
-        with _translated(self._config):
+        with translated(self._config):
             producer = self.producer
             futures = [
                 producer.send(topic, value, key, partition=self._partition(topic, key), timestamp_ms=ts)
@@ -189,7 +189,7 @@ class PythonTransactions:
         self._producer = self._sender.producer
         self._failed: Exception | None = None
         try:
-            with _translated(config):
+            with translated(config):
                 self._producer.init_transactions()
         except BaseException:
             self.close()
@@ -199,7 +199,7 @@ class PythonTransactions:
         if self._failed is not None:
             raise self._failed
         try:
-            with _translated(self._config):
+            with translated(self._config):
                 self._producer.begin_transaction()
                 places = self._sender.send(messages)
                 self._commit()
@@ -246,15 +246,15 @@ class PythonAdmin:
 
     def __init__(self, config: KafkaConfig) -> None:
         self._config = config
-        with _connected(config) as connection:
+        with connected(config) as connection:
             self._admin = KafkaAdminClient(**connection)
 
     def cluster_id(self) -> str:
-        with _translated(self._config):
+        with translated(self._config):
             return str(self._admin.describe_cluster()["cluster_id"])
 
     def topics(self, names: Collection[str]) -> dict[str, TopicInfo]:
-        with _translated(self._config):
+        with translated(self._config):
             described = self._admin.describe_topics(list(names))
         found: dict[str, TopicInfo] = {}
         for topic in described:
@@ -273,7 +273,7 @@ class PythonAdmin:
             }
             for topic in topics
         }
-        with _translated(self._config):
+        with translated(self._config):
             # One by one: where another process has made one of them, the others still have to be made.
             for name, options in wanted.items():
                 with suppress(kafka_errors.TopicAlreadyExistsError):
@@ -281,7 +281,7 @@ class PythonAdmin:
 
     def settings(self, names: Collection[str]) -> dict[str, dict[str, str]]:
         resources = [ConfigResource(ConfigResourceType.TOPIC, name) for name in names]
-        with _translated(self._config):
+        with translated(self._config):
             described = self._admin.describe_configs(resources, config_filter="all")["topic"]
         return {
             name: {key: str(entry["value"]) for key, entry in entries.items()} for name, entries in described.items()
@@ -301,7 +301,7 @@ class PythonAdmin:
         deadline = time.monotonic() + self._config.timeout_s
         while True:
             try:
-                with _translated(self._config):
+                with translated(self._config):
                     found = self._admin.list_partition_offsets(wanted, isolation_level=IsolationLevel.READ_COMMITTED)
                 return {Place(name.topic, name.partition): at.offset for name, at in found.items()}
             except OSError:
@@ -312,7 +312,7 @@ class PythonAdmin:
 
 
 @contextmanager
-def _connected(config: KafkaConfig) -> Iterator[dict[str, Any]]:
+def connected(config: KafkaConfig) -> Iterator[dict[str, Any]]:
     """The options to make a client with. Where that fails, what the library has opened is closed, which it does not do
     by itself."""
     networks: list[KafkaNetClient] = []
@@ -322,7 +322,7 @@ def _connected(config: KafkaConfig) -> Iterator[dict[str, Any]]:
         return networks[-1]
 
     try:
-        with _translated(config):
+        with translated(config):
             yield {**_connection(config), "kafka_client": network}
     except BaseException as error:
         for made in networks:
@@ -358,7 +358,7 @@ def _connection(config: KafkaConfig) -> dict[str, Any]:
 
 
 @contextmanager
-def _translated(config: KafkaConfig) -> Iterator[None]:
+def translated(config: KafkaConfig) -> Iterator[None]:
     """The library's errors as ours; positions that are gone pass through."""
     try:
         yield
