@@ -13,14 +13,15 @@ import signal
 import sqlite3
 import sys
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import closing
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 from optimizer.clock import SystemClock
 from optimizer.errors import AdloopError, ConfigError
 from optimizer.maths.attribution import EXTRA_RETENTION_MS, GRACE_MS
 from optimizer.stream.assignment import Assignment
+from optimizer.stream.exporter import Exporter, JoinerFigures
 from optimizer.stream.joiner import Joiner
 from optimizer.stream.kafka_url import parse_kafka_url
 from optimizer.stream.open import open_log, sqlite_path
@@ -29,6 +30,7 @@ from optimizer.stream.tokens import TOKEN_KEYS_FILE, TokenKeys
 POLL_S = 0.2
 PROGRESS_EVERY_S = 2.0
 RETRY_S = 1.0
+LOOK_EVERY_S = 1.0  # at the figures that are shown
 COLLECT = (100_000, 50, 100)  # thresholds of the garbage collector
 USAGE = "usage: python -m optimizer {join,learn,pretrain} [options]; each knows --help"
 
@@ -66,6 +68,7 @@ def main_join(argv: Sequence[str]) -> int:
         signal.signal(number, lambda received, _: stopping.append(received))
     keys = join_keys(options, os.environ)
     started = time.monotonic()
+    figures_now = JoinerFigures(SystemClock())
     # A joiner makes no cycles, and the collector walking its caches costs a fifth of the time.
     gc.set_threshold(*COLLECT)
     with (
@@ -79,8 +82,9 @@ def main_join(argv: Sequence[str]) -> int:
             options.extra_retention_ms,
             join_group(options.log, options.group),
         ) as joiner,
+        _exported(figures_now, options.metrics_port),
     ):
-        _until_stopped(joiner, stopping, options.until_idle)
+        _until_stopped(joiner, stopping, options.until_idle, figures_now)
         figures: dict[str, object] = {**joiner.counts, "seconds": round(time.monotonic() - started, 3)}
     print(json.dumps(figures) if options.json else _sentence(figures), flush=True)
     return 0
@@ -115,17 +119,33 @@ def join_group(url: str, group: str | None) -> Assignment | None:
     return KafkaGroup(parse_kafka_url(url, os.environ), group)
 
 
-def _until_stopped(joiner: Joiner, stopping: Sequence[int], until_idle_s: float | None) -> None:
-    busy = reported = time.monotonic()
+@contextmanager
+def _exported(figures: JoinerFigures, port: int | None) -> Iterator[None]:
+    """Show the figures over HTTP, if a port was given."""
+    if port is None:
+        yield
+        return
+    with closing(Exporter(figures, port)) as exporter:
+        print(f"metrics: http://127.0.0.1:{exporter.port}/metrics", file=sys.stderr, flush=True)
+        yield
+
+
+def _until_stopped(joiner: Joiner, stopping: Sequence[int], until_idle_s: float | None, figures: JoinerFigures) -> None:
+    busy = reported = looked = time.monotonic()
+    figures.take(joiner)
     while not stopping:
         try:
             worked = joiner.step(timeout_s=POLL_S if until_idle_s is None else min(POLL_S, until_idle_s))
         except (OSError, sqlite3.OperationalError) as error:
             # Brokers that are away, a disk that is full: nothing is lost, the next step begins at the last commit.
             print(f"adloop: {error}; trying again", file=sys.stderr, flush=True)
+            figures.take(joiner, trouble=True)
             time.sleep(RETRY_S)
             continue
         now = time.monotonic()
+        if now - looked >= LOOK_EVERY_S:
+            looked = now
+            figures.take(joiner)
         if worked or not joiner.caught_up:
             busy = now
         elif until_idle_s is not None and now - busy >= until_idle_s:
@@ -146,7 +166,8 @@ def _join_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--log", required=True, help="sqlite:///PATH or kafka://HOST:PORT[,HOST:PORT]?prefix=adloop.")
     parser.add_argument("--state", required=True, type=Path, help="the joiner's own folder; one joiner per folder")
-    parser.add_argument("--group", help="consumer group; the embedded log has none and ignores it")
+    parser.add_argument("--group", help="consumer group to share partitions in; the embedded log has none, ignores it")
+    parser.add_argument("--metrics-port", type=int, metavar="PORT", help="show /metrics and /readyz on 127.0.0.1")
     parser.add_argument("--until-idle", type=_seconds, metavar="SECONDS", help="end when nothing has come for so long")
     parser.add_argument("--data", type=Path, help=f"the folder with {TOKEN_KEYS_FILE}, as `python -m serving` makes it")
     parser.add_argument("--token-keys", type=Path, metavar="FILE", help="a file of kid:base64,... to check tokens with")

@@ -32,6 +32,37 @@ METRICS: Final = (
     # joiner
     Metric("adloop_joiner_lag_records", "gauge", "records", (), "Decisions and events the joiner has not read yet"),
     Metric("adloop_joiner_open_decisions", "gauge", "decisions", (), "Decisions held since they can still change"),
+    Metric(
+        "adloop_joiner_partition_lag_records",
+        "gauge",
+        "records",
+        ("topic", "partition"),
+        "Records of a partition that its joiner has not read yet",
+    ),
+    Metric(
+        "adloop_joiner_event_time_age_seconds",
+        "gauge",
+        "seconds",
+        ("partition",),
+        "How far a partition's event time is behind the clock",
+    ),
+    Metric(
+        "adloop_joiner_delay_seconds",
+        "histogram",
+        "seconds",
+        (),
+        "From an event's receipt to the publishing of the revision that it made",
+    ),
+    Metric("adloop_joiner_revisions", "counter", "revisions", (), "Revisions of outcomes fixed for publishing"),
+    Metric("adloop_joiner_quarantined", "counter", "records", ("reason",), "Records that the joiner refused"),
+    Metric(
+        "adloop_joiner_catch_up_records",
+        "gauge",
+        "records",
+        ("partition",),
+        "Records that a rebuild, or a partition taken over, still has to read before it publishes",
+    ),
+    Metric("adloop_joiner_ready", "gauge", "joiners", (), "1 where every partition has caught up, else 0"),
     Metric("adloop_quarantined_records", "gauge", "records", (), "Records that the joiner refused"),
 )
 

@@ -7,8 +7,8 @@ from typing import NamedTuple, Protocol
 
 
 class Assigned(NamedTuple):
-    """The partitions that are ours. `generation` rises whenever they were given out anew, even to the same owners; in 0 a
-    group has not given us any yet."""
+    """The partitions that are ours. `generation` rises whenever they were given out anew, even to the same owners; in 0
+    a group has not given us any yet."""
 
     generation: int
     partitions: frozenset[int]

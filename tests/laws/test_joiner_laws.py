@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -21,6 +23,8 @@ from tests.laws import oracle
 from tests.stream_rig import HOUR, MINUTE, T0, Rig, content, decision, event, last_revisions, spread
 
 SECRETS = {"test": b"0123456789abcdef0123456789abcdef"}
+# `make test-faults` asks for 10,000.
+EXAMPLES = int(os.environ.get("ADLOOP_LAW_EXAMPLES", "300"))
 LAW = settings(
     max_examples=60,
     deadline=None,
@@ -86,8 +90,9 @@ def contents(last: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     return {decision_id: content(outcome) for decision_id, outcome in last.items()}
 
 
+@pytest.mark.timeout(3_600)
 @given(histories(), st.data())
-@LAW
+@settings(LAW, max_examples=EXAMPLES)
 def test_any_order_with_any_duplicates_gives_the_last_revisions_of_the_batch(
     history: tuple[list[Decision], list[dict[str, Any]]], data: st.DataObject
 ) -> None:

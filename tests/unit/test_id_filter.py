@@ -27,7 +27,7 @@ def test_a_full_generation_names_few_that_are_absent() -> None:
     filter_ = IdFilter()
     filter_.add([(hash_, seq) for seq, hash_ in enumerate(hashes(ROWS, 2))])
     wrong = sum(1 for _ in filter_.find(hashes(100_000, 3)))
-    # (1 - e^(-4/32))^4 = 0.00019 of them: 19 +- 4.4; fails by chance less than once in a million seeds, and this is one.
+    # (1 - e^(-4/32))^4 = 0.00019 of them: 19 +- 4.4; one seed in a million would fail, and this is one seed.
     assert wrong < 45
 
 
