@@ -14,7 +14,7 @@ PORT ?= 8080
 KAFKA_PORT ?= 9092
 ARGS ?=
 
-.PHONY: help setup demo up replay kafka kafka-stop test lint type check bench lock clean
+.PHONY: test-faults help setup demo up replay kafka kafka-stop test lint type check bench lock clean
 
 help: ## this list
 	@echo 'Adloop: ad copy that learns from its clicks.'
@@ -46,6 +46,9 @@ test: $(READY) ## every test
 	@scripts/browser
 	@scripts/kafka fetch
 	@exec $(RUN)/python -m pytest $(ARGS)
+
+test-faults: $(READY) ## the long laws of the stream: 10,000 permutations, outside `make test`
+	@ADLOOP_LAW_EXAMPLES=10000 exec $(RUN)/python -m pytest tests/laws/test_joiner_laws.py -k any_order $(ARGS)
 
 lint: $(READY) ## ruff: rules and format
 	@$(RUN)/ruff check .

@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 
 from bench.stream_rig import KEYS, MemoryLog, traffic
+from optimizer.__main__ import COLLECT
 from optimizer.clock import SystemClock
 from optimizer.stream.joiner import Joiner
 
@@ -35,6 +36,7 @@ def main() -> None:
         log.append([record])
         size += len(record.value or b"")
     records = sum(map(len, log.records.values()))
+    gc.set_threshold(*COLLECT)
     gc.freeze()  # the collector must not walk the measurement's own input
     profile = cProfile.Profile()
     with tempfile.TemporaryDirectory() as folder, Joiner(log, Path(folder), KEYS, SystemClock()) as joiner:
