@@ -11,12 +11,13 @@ import fcntl
 import time
 from collections import Counter
 from collections.abc import Collection, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Final, NamedTuple
 
 from optimizer.clock import Clock
-from optimizer.errors import ConfigError, Fenced
+from optimizer.errors import AdloopError, ConfigError, Fenced
 from optimizer.maths.attribution import EXTRA_RETENTION_MS, GRACE_MS
 from optimizer.stream.assignment import Assigned, Assignment, Fixed
 from optimizer.stream.log import EventLog, LogReader, Record, TopicPartition
@@ -24,6 +25,7 @@ from optimizer.stream.partition import Ends, PartitionJoiner, Rules
 from optimizer.stream.tokens import TokenKeys
 
 SOURCES: Final = ("decisions", "events")
+PUBLISHERS: Final = 8  # partitions published at once
 _NAMES: Final = (
     *("decisions", "events", "outcomes", "closed", "revisions", "duplicates", "duplicate_decisions", "tombstones"),
     *("waited", "let_go", "never_shown", "never_shown_clicks", "void_retractions", "unpublishable"),
@@ -84,6 +86,7 @@ class Joiner:
         self._lost: set[int] = set()  # in this generation, to a newer owner
         self._stale = False  # an error left what is in memory half done
         self._reader: LogReader | None = None
+        self._pool = ThreadPoolExecutor(max_workers=PUBLISHERS, thread_name_prefix="publish")
         self._dir = Path(state_dir)
         self._lock = _lock(self._dir)
         try:
@@ -151,8 +154,7 @@ class Joiner:
             for part in self._parts.values():
                 part.restore()
             self._read_on()
-        for part in list(self._parts.values()):
-            self._publish(part)
+        self._publish()
         worked = self._join(max_records, timeout_s)
         self._stale = False
         return worked
@@ -193,20 +195,24 @@ class Joiner:
             part.judge(batches.get(decisions, ()), batches.get(events, ()), ends, now_ms)
         for part in self._parts.values():
             worked += part.commit()
-        for part in list(self._parts.values()):
-            self._publish(part)
+        self._publish()
         return worked
 
-    def _publish(self, part: PartitionJoiner) -> None:
-        """Publish what a partition has committed; where another owner has taken it, that ends it here."""
-        try:
-            part.publish()
-        except Fenced:
-            if isinstance(self._assignment, Fixed):
-                raise
-            self._lost.add(part.partition)
-            self._drop(part.partition, clean=False)
+    def _publish(self) -> None:
+        """Publish what is committed: all partitions at once, since each waits for the log's answer. A partition that
+        another owner has taken ends here. Raises what else went wrong, once all are through."""
+        waiting = [part for part in self._parts.values() if part.unpublished]
+        outcomes = [_outcome(waiting[0])] if len(waiting) == 1 else list(self._pool.map(_outcome, waiting))
+        errors = [error for error in outcomes if error is not None]
+        fenced = [part for part, error in zip(waiting, outcomes, strict=True) if isinstance(error, Fenced)]
+        if fenced and not isinstance(self._assignment, Fixed):
+            errors = [error for error in errors if not isinstance(error, Fenced)]
+            for part in fenced:
+                self._lost.add(part.partition)
+                self._drop(part.partition, clean=False)
             self._read_on()
+        if errors:
+            raise errors[0]
 
     def _reassign(self) -> None:
         """Give up what is no longer ours and take up what is new."""
@@ -228,7 +234,6 @@ class Joiner:
                 self._rules,
                 self._durable,
             )
-            self._publish(self._parts[partition])
         self._parts = dict(sorted(self._parts.items()))
         if before != set(self._parts):
             self._read_on()
@@ -257,8 +262,18 @@ class Joiner:
             self._drop(partition, clean)
         if self._reader is not None:
             self._reader.close()
+        self._pool.shutdown()
         self._assignment.close()
         self._lock.close()
+
+
+def _outcome(part: PartitionJoiner) -> Exception | None:
+    """Publish a partition; what went wrong, or None."""
+    try:
+        part.publish()
+    except (AdloopError, OSError) as error:
+        return error
+    return None
 
 
 def _assignment(partitions: Collection[int] | Assignment | None, count: int) -> Assignment:

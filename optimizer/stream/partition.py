@@ -107,6 +107,11 @@ class PartitionJoiner:
         progress = self._progress
         return max(0, self._hold.decisions - progress.decisions) + max(0, self._hold.events - progress.events)
 
+    @property
+    def unpublished(self) -> bool:
+        """Whether anything is committed that is not in the log yet."""
+        return bool(self._outbox) or self._published_to != self._outbox_to
+
     def take_delays(self, now_ms: int) -> list[int]:
         """From received to published (ms), of the events that made a revision since the last call."""
         delays = [max(0, now_ms - received) for received in self._published]
