@@ -34,7 +34,7 @@ from optimizer.stream.kafka_url import parse_kafka_url
 
 PARTITIONS = 4
 POLL = 8_000
-FILL = 20_000  # records appended at once
+FILL = 2_000  # records appended at once, with one timestamp
 TOPICS = ("decisions", "events")
 SINK = "sink"
 
@@ -139,7 +139,7 @@ def measured(name: str, bootstrap: str, records: int) -> dict[str, Any]:
 def main() -> None:
     """Start a broker, fill it, and print a line for each part."""
     parser = argparse.ArgumentParser(description="The joiner on a real broker beside bare loops of the clients.")
-    parser.add_argument("--decisions", type=int, default=100_000)
+    parser.add_argument("--decisions", type=int, default=200_000)
     parser.add_argument("--part", choices=list(PARTS), help=argparse.SUPPRESS)
     parser.add_argument("--bootstrap", help=argparse.SUPPRESS)
     parser.add_argument("--records", type=int, help=argparse.SUPPRESS)

@@ -243,6 +243,8 @@ class Joiner:
 
     def _read_on(self) -> None:
         """A reader of what is ours, from where its state stands."""
+        for part in self._parts.values():
+            part.rewind()
         if self._reader is not None:
             self._reader.close()
             self._reader = None

@@ -22,6 +22,7 @@ from optimizer.stream.state import Progress, Saved, StateStore
 from optimizer.stream.tokens import TokenKeys
 
 TIMERS_PER_STEP: Final = 1_000  # so that a step's transaction stays bounded
+MOST_AHEAD: Final = 20_000  # events kept back for their decisions
 PUBLISH_BYTES: Final = 4 * 1024 * 1024
 PUBLISH_RECORDS: Final = 1_000
 
@@ -135,6 +136,8 @@ class PartitionJoiner:
         self._store.load()
         self._progress = self._store.progress() or Progress(0, 0, 0, 0)
         self._read = self._progress.decisions, self._progress.events
+        self._ahead: list[Record] = []
+        self._decisions_to = 0  # the log's timestamp of the last decision read
         self._hold = hold_of(self._store)
         progress = self._progress
         self._time = EventTime(
@@ -157,9 +160,13 @@ class PartitionJoiner:
         self._more_timers = True
 
     def judge(self, decisions: Sequence[Record], events: Sequence[Record], ends: Ends, now_ms: int) -> None:
-        """A batch: all its decisions first, so that few events have to wait for theirs, then its events."""
+        """A batch: all its decisions first, so that few events have to wait for theirs, then its events. Events that
+        were appended after the last decision read are left for a later step: theirs is still to come."""
         time, ledger = self._time, self._ledger
-        decisions_ended, events_ended = ends.decisions >= ends.decisions_end, ends.events >= ends.events_end
+        decisions_ended = ends.decisions >= ends.decisions_end
+        events = self._in_step(decisions, events, decisions_ended)
+        read_to = self._ahead[0].offset if self._ahead else ends.events
+        events_ended = read_to >= ends.events_end
         # While a topic's records are being judged, it has not been read to its end.
         if decisions or events:
             ledger.load(
@@ -177,7 +184,7 @@ class PartitionJoiner:
             time.busy()
         elif decisions_ended and events_ended:
             time.quiet(now_ms)
-        self._read = ends.decisions, ends.events
+        self._read = ends.decisions, read_to
         self._end_hold()
 
     def commit(self) -> int:
@@ -239,7 +246,26 @@ class PartitionJoiner:
             self._publisher = None
         self._store.close()
 
+    def rewind(self) -> None:
+        """Reading begins anew at `positions`: forget what has been read beyond them."""
+        self._ahead = []
+
     # -- inside -------------------------------------------------------------------------------------------------------
+
+    def _in_step(
+        self, decisions: Sequence[Record], events: Sequence[Record], decisions_ended: bool
+    ) -> Sequence[Record]:
+        """The events to judge now. What is left is bounded; only the cost depends on the choice, never an outcome."""
+        if decisions:
+            self._decisions_to = decisions[-1].ts
+        if self._ahead:
+            events = [*self._ahead, *events]
+            self._ahead = []
+        if decisions_ended or len(events) > MOST_AHEAD or not events or events[-1].ts <= self._decisions_to:
+            return events
+        cut = next(i for i, record in enumerate(events) if record.ts > self._decisions_to)
+        self._ahead = list(events[cut:])
+        return events[:cut]
 
     def _write(self, saved: Saved) -> None:
         self._store.write(saved)

@@ -139,6 +139,24 @@ def test_timers_fire_in_bounded_bulk(rig: Rig, monkeypatch: pytest.MonkeyPatch) 
     assert rig.joiner.counts["closed"] == 30
 
 
+def test_events_read_ahead_of_their_decisions_are_left_for_a_later_step(rig: Rig) -> None:
+    made = [decision(f"d{i}", ts=T0 + i) for i in range(20)]
+    for d in made:
+        rig.put(d)
+        rig.clock.advance(1)
+        if d in made[10:]:
+            rig.put(event(d, "i"))
+    steps = 0
+    while rig.joiner.step(max_records=4):
+        steps += 1
+        read, judged = rig.joiner._parts[0].positions
+        assert judged <= max(0, read - 10), "no event is judged before its decision"
+        if steps == 3:
+            rig.restart()
+    assert rig.joiner.counts["outcomes"] == 10
+    assert rig.joiner.counts["waited"] == 0
+
+
 # -- running it ----------------------------------------------------------------------------------------------------
 
 
