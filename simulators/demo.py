@@ -45,7 +45,7 @@ from simulators.traffic import Remains, Shown, play, put_campaigns
 from simulators.worlds import World, load_world
 
 WORLD = "market"
-IMPRESSIONS = 16_000
+IMPRESSIONS = 24_000
 TRAFFIC_S = 225.0  # the slowest schedule for the default number of impressions: the rest of six minutes is for training
 POOLS_WITHIN_S = 240.0
 SLACK = 192  # how far behind the learner may be before traffic waits, in impressions

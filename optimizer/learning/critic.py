@@ -43,8 +43,9 @@ Floats = NDArray[np.float32]
 class CriticConfig:
     """`steps`: passes per increment. `rows_per_pass`: rows sampled for a pass where there are more. `target_every`:
     increments between copies of the heads into the target network. `first_rate`: click rate expected before any
-    data. `spread`: by how much serving's heads differ from their mean, as a share of what they were trained to; below
-    1 it explores less than Thompson sampling would (posterior reshaping: Chapelle, Li 2011, section 2)."""
+    data. `prior`: width of the text features' first prior scales, in units of PRIOR_SCALE. `spread`: by how much
+    serving's heads differ from their mean, as a share of what they were trained to; below 1 it explores less than
+    Thompson sampling would (posterior reshaping: Chapelle, Li 2011, section 2)."""
 
     heads: int = 24
     steps: int = 12
@@ -52,6 +53,7 @@ class CriticConfig:
     rows_per_pass: int = 6_000
     target_every: int = 4
     first_rate: float = 0.02
+    prior: float = 1.0
     spread: float = 1.0
     age_classes: int = 12
     delays_kept: int = 4_000
@@ -66,10 +68,9 @@ class Critic:
         self.buffer = ReplayBuffer(config.heads, salt=config.seed)
         learnt = np.ones(len(PRIOR_SCALE), bool)
         learnt[Family.INTERCEPT] = False
+        scale = np.where(learnt, config.prior * PRIOR_SCALE, PRIOR_SCALE)
         self._outputs = {
-            name: Heads(
-                config.heads, PRIOR_SCALE, learnt, salt=config.seed * 8 + at, learning_rate=config.learning_rate
-            )
+            name: Heads(config.heads, scale, learnt, salt=config.seed * 8 + at, learning_rate=config.learning_rate)
             for at, name in enumerate(("click", "clicked", "unclicked"))
         }
         self._columns: dict[int, int] = {}

@@ -40,7 +40,8 @@ PAUSE_FILE = "learner.paused"
 @dataclass(frozen=True)
 class LearnerConfig:
     """`kl_budget` nats per sequence, which no published version exceeds; `kl_aim`: the share of it that the controller
-    steers for; `min_outcomes`: revisions that an increment waits for; `pools_per_increment`:
+    steers for; `entropy_floor`: nats per token under which the penalty grows whatever the divergence is, so that the
+    policy does not end in one text; `min_outcomes`: revisions that an increment waits for; `pools_per_increment`:
     pools in a gradient step; `staleness`: policy versions after which a pool no longer trains the policy;
     `most_waiting`: revisions after which an increment no longer waits for the log's end; `catch_up_fits`: most passes
     of the critic in an increment, where much was read at once; `train_policy` False teaches the critic alone (replays
@@ -48,6 +49,7 @@ class LearnerConfig:
 
     kl_budget: float = 8.0
     kl_aim: float = 0.8
+    entropy_floor: float = 0.35
     min_outcomes: int = 32
     pools_per_increment: int = 8
     staleness: int = 30
@@ -175,7 +177,8 @@ class Learner:
         self.last = update_policy(self._policy, self._optimizer, batches, self.kl.weight, scale, self.config.update)
         self.skipped_steps += self.last.skipped
         if self.last.sequences:
-            self.kl = self.kl.updated(self.last.kl)
+            narrow = self.last.entropy < self.config.entropy_floor
+            self.kl = self.kl.updated(math.inf if narrow else self.last.kl)
 
     def _hold_budget(self, view: CriticView, before: Mapping[str, Tensor]) -> None:
         """Steps on the penalty alone until the divergence is inside its budget; the old weights where that neither does

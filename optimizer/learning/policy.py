@@ -19,7 +19,7 @@ from transformers import DynamicCache
 
 from optimizer.learning.prompt import Prompt
 from optimizer.learning.tokenizer import TextCodec
-from optimizer.maths.decoding import decoding_log_probs
+from optimizer.maths.decoding import decoding_log_probs, drawn_tokens
 from optimizer.types import Decode
 
 MAX_SLOT_TOKENS = 96
@@ -192,7 +192,7 @@ class LanguagePolicy:
                 raise Cancelled
             hidden = self._body(token, mask, position, cache)[:, -1]
             logs = decoding_log_probs(self._head(hidden), decode.temperature, decode.top_k, decode.top_p, self._barred)
-            token = torch.multinomial(logs.exp(), 1, generator=generator)
+            token = drawn_tokens(logs, generator)
             tokens_out.append(token[:, 0])
             logs_out.append(logs.gather(1, token)[:, 0])
             open_out.append(open_)

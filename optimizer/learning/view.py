@@ -50,6 +50,7 @@ class PoolFeatures:
         self.parts = parts
         self.base = base
         self.by_context: OrderedDict[tuple[str, ...], NDArray[np.float64]] = OrderedDict()
+        self.by_name: OrderedDict[str, dict[str, Floats]] = OrderedDict()
 
 
 class CriticView:
@@ -128,14 +129,24 @@ class CriticView:
             return known
         outputs = features.base
         if names:
-            sets = [context_features(names, part) for part in features.parts]
-            outputs = {name: base + self._predict(name, sets) for name, base in outputs.items()}
+            effects = [self._effect(features, name) for name in names]
+            outputs = {name: base + sum(effect[name] for effect in effects) for name, base in outputs.items()}
         q = self._q(outputs, features.reward)
         # Concurrent requests may both compute it; either answer is the same.
         features.by_context[names] = q
         if len(features.by_context) > CONTEXTS_KEPT:
             features.by_context.popitem(last=False)
         return q
+
+    def _effect(self, features: PoolFeatures, name: str) -> dict[str, Floats]:
+        """What one fact of the context adds to each output's predictions, float32[n, H]: contexts share their facts."""
+        known = features.by_name.get(name)
+        if known is None:
+            sets = [context_features((name,), part) for part in features.parts]
+            known = features.by_name[name] = {output: self._predict(output, sets) for output in self._outputs}
+            if len(features.by_name) > CONTEXTS_KEPT:
+                features.by_name.popitem(last=False)
+        return known
 
     def _q(self, outputs: Mapping[str, Floats], reward: RewardWeights) -> NDArray[np.float64]:
         def value(name: str) -> NDArray[np.float64] | float:

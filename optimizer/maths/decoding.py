@@ -35,3 +35,20 @@ def decoding_log_probs(
         kept = (mass.cumsum(dim=-1) - mass < top_p).sum(dim=-1, keepdim=True).clamp(min=1)
         scaled = scaled.masked_fill(scaled < ordered.gather(-1, kept - 1), -torch.inf)
     return scaled.log_softmax(dim=-1)
+
+
+def drawn_tokens(log_probs: Tensor, generator: torch.Generator) -> Tensor:
+    """One draw from each row, by inverting the cumulative distribution: several times as fast as `torch.multinomial`.
+
+    Args:
+      log_probs: float32[B, V]; at least one finite value in each row.
+    Returns:
+      int64[B, 1]; never a token of probability zero.
+    """
+    # In double precision, so that the last tokens of a large vocabulary keep their mass.
+    cumulative = log_probs.exp().cumsum(dim=-1, dtype=torch.float64)
+    uniform = torch.rand(len(log_probs), 1, generator=generator, device=log_probs.device, dtype=torch.float64)
+    total = cumulative[:, -1:]
+    below = torch.minimum(uniform * total, torch.nextafter(total, torch.zeros_like(total)))
+    # The first token whose cumulative mass is above the draw: it has itself a positive one.
+    return torch.searchsorted(cumulative, below, right=True)

@@ -9,7 +9,7 @@ from typing import Any, Protocol, cast
 from optimizer.errors import ConfigError
 
 # The worlds that have a short name: where each is, imported when it is asked for.
-WORLDS = {"market": "simulators.worlds.market:Market"}
+WORLDS = {"market": "simulators.worlds.market:Market", "subtle": "simulators.worlds.market:Subtle"}
 
 
 class World(Protocol):

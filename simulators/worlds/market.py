@@ -36,8 +36,6 @@ DAY_MS = 86_400_000
 
 CONTROL_RATES = (0.032, 0.038)
 """Each campaign's own controls click at a rate drawn from this range, averaged over its arrivals."""
-SPREAD = 0.66
-"""Standard deviation, in log-odds, of what people make of good copy."""
 SHARED, OWN, LOCAL = 0.40, 0.45, 0.15
 """Shares of that variance: liked by all, by the segment, by the segment in this campaign alone."""
 CEILING = 6.0
@@ -116,6 +114,8 @@ class Market:
     A context holds segment, device, position and hour. `click_rate` takes what a context lacks at its average."""
 
     interval_ms = 30_000
+    spread = 1.0
+    """Standard deviation, in log-odds, of what people make of good copy."""
 
     def __init__(self, seed: int) -> None:
         # Three streams: what is asked of the one never shifts the others, so every policy meets the same arrivals.
@@ -130,7 +130,7 @@ class Market:
         self._segment_shares = {name: drawing.dirichlet(np.full(len(SEGMENTS), 12.0)) for name in self._bodies}
         self._peak_hours = {segment: float(drawing.uniform(7, 22)) for segment in SEGMENTS}
         self._conversion_rates = {segment: float(drawing.uniform(*CONVERSION_RATES)) for segment in SEGMENTS}
-        self._cells = _draw_cells(drawing, list(self._bodies))
+        self._cells = _draw_cells(drawing, list(self._bodies), self.spread)
         self._bases = {name: self._base(name, float(drawing.uniform(*CONTROL_RATES))) for name in self._bodies}
 
     # What the contract asks for.
@@ -301,7 +301,14 @@ class Market:
         return len(masked)
 
 
-def _draw_cells(rng: np.random.Generator, names: Sequence[str]) -> dict[tuple[str, str], Cell]:
+class Subtle(Market):
+    """The market with people who care two thirds as much about what a text says: learning takes several times the
+    impressions."""
+
+    spread = 0.66
+
+
+def _draw_cells(rng: np.random.Generator, names: Sequence[str], spread: float) -> dict[tuple[str, str], Cell]:
     """Likes of every campaign and segment, of equal spread over the reference copy."""
     shared = taste.drawn(rng, 6)
     own = {segment: taste.drawn(rng, 8) for segment in SEGMENTS}
@@ -310,7 +317,7 @@ def _draw_cells(rng: np.random.Generator, names: Sequence[str]) -> dict[tuple[st
         parts = ((SHARED**0.5, shared), (OWN**0.5, own[segment]), (LOCAL**0.5, taste.drawn(rng, 2)))
         likes = taste.mixed(parts)
         felt = likes.utility(_reference_features())
-        cells[name, segment] = Cell(likes, SPREAD / float(felt.std()), float(felt.mean()))
+        cells[name, segment] = Cell(likes, spread / float(felt.std()), float(felt.mean()))
     return cells
 
 

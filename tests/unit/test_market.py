@@ -139,7 +139,7 @@ def test_control_clicks_at_three_to_four_percent_and_the_oracle_far_above() -> N
         for segment, share in world.shares(campaign_id).items()
     )
     assert 0.03 <= rate <= 0.04
-    assert 0.25 <= world.oracle_rate() <= 0.5
+    assert 0.35 <= world.oracle_rate() <= 0.7
     assert world.oracle_reward() >= world.oracle_rate()
 
 
