@@ -8,95 +8,22 @@ from __future__ import annotations
 
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import msgspec
-from msgspec import Struct
 
-from optimizer.maths.attribution import Attributed, attribute, retention_ms
+from optimizer.maths.attribution import Attributed, attribute
 from optimizer.stream.admission import Arrived, Refused, check_against, read_decision, read_event
 from optimizer.stream.event_time import EventTime
 from optimizer.stream.log import MAX_RECORD_BYTES, Append, Record
+from optimizer.stream.open_decision import OpenDecision
 from optimizer.stream.quarantine import quarantined
-from optimizer.stream.state import NEVER, DecisionBody, Held, Published, Row, Saved, StateStore, Waiting, hash_of
-from optimizer.stream.tokens import Claims, TokenKeys
-from optimizer.types import SCHEMA, Components, Decision, Reason, to_json
+from optimizer.stream.state import DecisionBody, Held, Published, Saved, StateStore, Waiting, hash_of
+from optimizer.stream.tokens import TokenKeys
+from optimizer.types import Decision, Reason
 
 PAYLOAD_BYTES: Final = 64 * 1024  # how much of a refused record is kept
 CACHED_DECISIONS: Final = 8_000  # of a partition, kept in memory between steps; all others are read from the state
-
-
-class _OutcomeRecord(Struct, frozen=True, gc=False):
-    """An outcome as written: `types.Outcome` with the decision's own bytes, unknown fields and all."""
-
-    schema: int
-    decision_id: str
-    revision: int
-    state: Literal["open", "closed"]
-    as_of: int
-    impression_ts: int
-    click_ts: int | None
-    components: Components
-    reward: float
-    events: list[str]
-    decision: msgspec.Raw
-
-
-class OpenDecision:
-    """A decision that can still change, in memory. `verified` is the last token that was made for it, `settled` says
-    that what a catch-up had to say about it has been heard, `noted` that what was published before one is noted."""
-
-    __slots__ = (
-        "closed",
-        "current",
-        "decision",
-        "events",
-        "expires",
-        "hash",
-        "noted",
-        "record",
-        "revision",
-        "seq",
-        "settled",
-        "stored",
-        "verified",
-        "window_ms",
-    )
-
-    def __init__(
-        self, seq: int, hash_: int, decision: Decision, body: DecisionBody, extra_ms: int, stored: bool
-    ) -> None:
-        self.seq = seq
-        self.hash = hash_
-        self.decision = decision
-        self.record = body.record
-        self.revision = body.revision
-        self.closed = body.closed
-        self.events = {event.event_id: event for event in body.events}
-        self.window_ms = decision.attribution.window_ms()
-        self.expires = decision.ts + retention_ms(decision.attribution, extra_ms)
-        self.current: Attributed | None = attribute(decision, body.events) if body.events else None
-        self.verified: tuple[str, Claims] | None = None
-        self.stored = stored
-        self.settled = False
-        self.noted = False
-
-    def closes(self, grace_ms: int) -> int | None:
-        """When event time passes this, the outcome closes; None where there is none, or it is closed already."""
-        if self.current is None or self.closed:
-            return None
-        return self.current.impression_ts + self.window_ms + grace_ms
-
-    def due(self, grace_ms: int) -> int:
-        """The next timer: closing, or being let go. What is open is kept until it has closed."""
-        closes = self.closes(grace_ms)
-        return self.expires if closes is None else closes
-
-    def row(self, grace_ms: int) -> Row:
-        """As it is to be stored."""
-        body = _encode((self.record, self.revision, self.closed, list(self.events.values())))
-        due = self.due(grace_ms)
-        return Row(self.seq, self.hash, min(NEVER, due), body)
 
 
 class Ledger:
@@ -337,20 +264,7 @@ class Ledger:
         current = held.current
         if current is None:
             return False
-        outcome = _OutcomeRecord(
-            SCHEMA,
-            held.decision.decision_id,
-            held.revision + 1,
-            "closed" if held.closed else "open",
-            self._time.now,
-            current.impression_ts,
-            current.click_ts,
-            current.components,
-            current.reward,
-            current.events,
-            msgspec.Raw(held.record),
-        )
-        value = to_json(outcome)
+        value = held.outcome(current, self._time.now)
         if len(value) > MAX_RECORD_BYTES:
             # Tens of thousands of events on one decision: the log can't hold it, and one decision must not stop all.
             self.counts["unpublishable"] += 1
@@ -405,7 +319,6 @@ class Ledger:
 
 _DECISION: Final = msgspec.json.Decoder(Decision)
 _ANY: Final = msgspec.json.Decoder()
-_encode = msgspec.msgpack.encode
 
 
 def _orphan(event: Waiting) -> Refused:
