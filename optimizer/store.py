@@ -85,8 +85,8 @@ class PolicyStore:
         facts: Mapping[str, Scalar | None],
         after: int = -1,
     ) -> Manifest:
-        """Write a version, numbered after all in the store and after `after`. Raises StoreError for weights that are not
-        finite, OSError where the disk refuses (nothing is left)."""
+        """Write a version, numbered after all in the store and after `after`. Raises StoreError for weights that are
+        not finite, OSError where the disk refuses (nothing is left)."""
         import torch
         from safetensors.torch import save
 

@@ -62,8 +62,13 @@ class PoolShelf:
         return list(self._decisions.get(pool_id, ()))
 
     def for_training(self, touched: Iterable[str], versions: set[str], limit: int) -> list[Pool]:
-        """At most `limit` pools of these policy versions: the most recently touched, then the newest."""
-        wanted = [self._pools[name] for name in reversed(list(touched)) if name in self._pools]
+        """At most `limit` pools of these policy versions: the newest of those touched, then the newest of the others.
+
+        Newest first, not last touched first: a late conversion touches a pool that the policy has long moved away from,
+        and samples of such pools hardly count."""
+        places = {name: at for at, name in enumerate(self._pools)}
+        known = sorted((name for name in touched if name in places), key=places.__getitem__, reverse=True)
+        wanted = [self._pools[name] for name in known]
         wanted += list(reversed(self._pools.values()))[: 4 * limit]
         fresh = {
             pool.pool_id: pool

@@ -27,13 +27,15 @@ Floats = NDArray[np.float64]
 class UpdateConfig:
     """`passes`: gradient steps an increment. `ratio_ceiling`: rho-bar. `residual_cap`: largest 1 / s_j, in units of the
     pool's size (infinity: unbiased; docs/decisions.md has the measurement behind the default). `clip`: gradient
-    norm."""
+    norm. `least_effective`: effective sequences under which the divergence is that of the samples as they are, not as
+    the present policy would weigh them: a mean over two texts says nothing."""
 
     learning_rate: float = 5e-4
     passes: int = 2
     ratio_ceiling: float = 2.0
     residual_cap: float = 0.02
     clip: float = 1.0
+    least_effective: float = 16.0
 
 
 class PoolBatch(NamedTuple):
@@ -132,7 +134,10 @@ def _accumulate(
         factor = torch.tensor(
             np.concatenate(factors) / (reward_scale * len(groups)), device=policy.device, dtype=torch.float32
         )
-        weight_np = np.concatenate(counts) * np.concatenate(ratios[-len(same) :])
+        ratio = np.concatenate(ratios[-len(same) :])
+        if effective_sample_size(ratio) < config.least_effective:
+            ratio = np.ones_like(ratio)
+        weight_np = np.concatenate(counts) * ratio
         weight = torch.tensor(weight_np / samples, device=policy.device, dtype=torch.float32)
         # A text that the truncated distribution no longer reaches has weight 0 and no gradient.
         reachable = torch.where(torch.isfinite(scored.log_prob), scored.log_prob, torch.zeros_like(scored.log_prob))
