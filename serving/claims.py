@@ -20,6 +20,10 @@ _WORDS = re.compile(
     r"|cheap|bargain\w*|coupons?|vouchers?|cashback|money back|refund\w*|rebate\w*|clearance"
     r"|shipping|ships|delivery|delivered|in stock|limited (?:time|offer|edition)|last chance|today only"
     r"|sold out|while (?:stocks?|supplies) lasts?|offer ends|act now|best ?sell\w*"
+    r"|half off|price of (?:one|two|three)|on us|nothing to pay|pay later|black friday|cyber monday|click here|prizes?"
+    r"|only (?:a few|one|two|three|four|five) left|almost gone|selling fast|order (?:by|now|today)"
+    r"|call (?:us )?(?:now|today)|verify your|your (?:account|password)|dear (?:customer|user|sir|madam)"
+    r"|(?:try it|yours) for a (?:week|month|year)|trial|win a|you(?: have)? won(?!')|been selected|sign up|was xown\w"
     # promises
     r"|guarantee\w*|warranty|warranties|we promise|lifetime|risk free|no risk|without risk|always works|never fails"
     r"|no obligation|no strings attached|unlimited"
@@ -27,6 +31,9 @@ _WORDS = re.compile(
     r"|(?:number|no\.?) one|world's|award\w*|prize ?winning|leading (?:brand|product|choice)|market leader|top rated"
     r"|five stars?|unbeatable|unrivall?ed|unmatched"
     r"|certified|patented|proven|tested|approved|endorsed|recommended by|trusted by|as seen on|experts agree|official"
+    r"|(?:hundreds|thousands|millions) of|out of (?:five|ten|a hundred)|rated|voted|celebrit\w+"
+    r"|ultimate|world class|nothing else comes close|than any other|unlike (?:other|any)\w*"
+    r"|than (?:the|our) compet\w+|worst"
     r"|scientific\w*|studies show|research shows|twice as|three times as|double your"
     # health
     r"|cures?|cured|heals?|healing|remedy|remedies|clinical\w*|medical\w*|medicine|medicinal|doctors?|dermatolog\w*|fda"
@@ -34,15 +41,22 @@ _WORDS = re.compile(
     r"|painkill\w*|weight ?loss|lose weight|slimming|burns? fat"
     r"|anti ?ag(?:e|ing|eing)|antibacterial|antiviral|immun\w*|detox\w*|boosts?|side effects?"
     r"|fights? (?:germs|bacteria|viruses|ageing|aging|disease)"
+    r"|health\w*|never (?:get|be) (?:sick|ill)|good for your (?:heart|skin|gut|body|back|bones)|younger"
+    r"|stops? (?:coughing|smoking|snoring|pain)|covid\w*|lose (?:\w+ )?(?:kilos?|pounds?|stone|inches)"
+    r"|last longer|stay hard"
     r"|anxiety|depression|insomnia|cancer|diabetes|wrinkles?|acne|allerg\w*|hypoallergenic"
     # money
     r"|profits?|profitable|get rich|make money|earn money|passive income|returns? on|interest free|tax free"
+    r"|earn while|quit your job|you(?: will|'ll)? (?:always )?win"
     r"|payouts?|save (?:up to|money|big)|savings|wealth\w*|investments? that|beat the market"
     # materials and technical properties
     r"|waterproof\w*|water resistant|windproof|shockproof|fireproof|unbreakable|indestructible|scratch resistant"
     r"|stainless|organic\w*|natural ingredients|all natural|vegan|gluten|\w+ free(?= \w+ed\b)|recycl\w*|sustainab\w*"
     r"|eco ?friendly|carbon|biodegradable|compostable|non ?toxic|fair ?trade|cruelty|hand ?made|hand ?crafted"
-    r"|leather|titanium|bluetooth|wireless|rechargeable|lightweight|made in|machine washable|one size fits all"
+    r"|cotton|wool|linen|silk|made by hand|climate|zero emissions?|good for the planet|saves? the planet"
+    r""
+    r"|child ?proof|safe for|safety|leather|titanium|bluetooth|wireless|rechargeable|lightweight|made in"
+    r"|machine washable|one size fits all"
     r")\b"
 )
 _FREE_COMPOUND = re.compile(r"\b(?!care)\w+-free\b")

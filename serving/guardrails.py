@@ -15,11 +15,12 @@
 | banned | holds a term that the campaign bans, plainly or in disguise |
 | offensive | holds profanity, a slur, or a sexual, violent, self-harm or drug term |
 | claim | claims something that the campaign does not state itself |
-| malformed | breaks a rule of `serving/wellformed.py` |
+| against | speaks against the product or brand that it is written for, or takes back a fact |
+| malformed | breaks a rule of `serving/wellformed.py`, or does not fit around the campaign's own words |
 | unknown_words | has too many words that look like no English word |
 
 Rules about words (offensive, claim, malformed, unknown_words) leave the campaign's own words alone: a brand may be
-called what it is. Offensive, claim and unknown_words know English only. A text that equals a control
+called what it is. Offensive, claim, against and unknown_words know English only. A text that equals a control
 is not the gate's matter.
 """
 
@@ -35,8 +36,9 @@ from typing import Literal
 from optimizer.types import Campaign, Slot
 from serving.claims import unstated_claim
 from serving.disguise import hidden_term, readings
-from serving.text import bad_character, banned_term, folded
-from serving.wellformed import WELL_FORMED, own_word, strange_words, too_short
+from serving.ownwords import OwnWords, own_words, speaks_against
+from serving.text import bad_character, banned_term
+from serving.wellformed import ENGLISH, WELL_FORMED, strange_words, too_short
 
 Refusal = Literal[
     "slots",
@@ -50,6 +52,7 @@ Refusal = Literal[
     "banned",
     "offensive",
     "claim",
+    "against",
     "malformed",
     "unknown_words",
 ]
@@ -86,13 +89,15 @@ _INJECTION = re.compile(
 
 @dataclass(frozen=True)
 class Subject:
-    """One slot's text under examination. `masked` has stand-ins for the campaign's own words."""
+    """One slot's text under examination. `masked` has stand-ins for the campaign's own words; `misfit` says that these
+    do not fit where they stand."""
 
     campaign: Campaign
     slot: Slot
     text: str
     masked: str
     stated: str
+    misfit: bool = False
 
     @property
     def english(self) -> bool:
@@ -156,6 +161,11 @@ def claim(subject: Subject) -> Refusal | None:
     return "claim" if subject.english and unstated_claim(subject.masked, subject.stated) is not None else None
 
 
+def against(subject: Subject) -> Refusal | None:
+    """An ad that argues against what it advertises: `Say no to Trail Runner 3`, `Not waterproof at all`."""
+    return "against" if subject.english and speaks_against(subject.masked) else None
+
+
 def malformed(subject: Subject) -> Refusal | None:
     """The rules of written language."""
     if subject.campaign.language.lower().split("-")[0] in _UNSPACED:
@@ -164,7 +174,8 @@ def malformed(subject: Subject) -> Refusal | None:
     # The length is the real text's: a short name counts as what it is.
     if not short and too_short(subject.masked if len(subject.text) >= 8 else subject.text):
         return "malformed"
-    return "malformed" if any(breaks(subject.masked) for _, breaks in WELL_FORMED) else None
+    rules = WELL_FORMED + ENGLISH if subject.english else WELL_FORMED
+    return "malformed" if subject.misfit or any(breaks(subject.masked) for _, breaks in rules) else None
 
 
 def unknown_words(subject: Subject) -> Refusal | None:
@@ -183,6 +194,7 @@ RULES: tuple[Rule, ...] = (
     banned,
     offensive,
     claim,
+    against,
     malformed,
     unknown_words,
 )
@@ -196,37 +208,13 @@ def offensive_terms() -> tuple[str, ...]:
     return tuple(line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#"))
 
 
-@dataclass(frozen=True)
-class _OwnWords:
-    """What a campaign states itself: `own` finds its name, brand, price and facts; `stated` holds controls as well."""
-
-    campaign: Campaign
-    own: re.Pattern[str]
-    numbers: dict[str, int]
-    stated: str
-
-    def mask(self, text: str) -> str:
-        """The text with a stand-in for each of the campaign's own words, another one for each of them."""
-        return self.own.sub(lambda match: own_word(self.numbers.get(match.group().lower(), 25)), text)
-
-
-def _own_words(campaign: Campaign) -> _OwnWords:
-    product = campaign.product
-    own = [words for words in (product.name, product.brand, product.price, *product.facts) if words.strip()]
-    longest_first = sorted(own, key=len, reverse=True)
-    pattern = re.compile(rf"(?<!\w)(?:{'|'.join(map(re.escape, longest_first))})(?!\w)", re.IGNORECASE)
-    controls = [text for control in campaign.controls for text in control.values()]
-    numbers = {words.lower(): number for number, words in enumerate(own)}
-    return _OwnWords(campaign, pattern, numbers, folded("\n".join([*own, *controls])))
-
-
 class Gate:
     """The rules, with what they need to know of a campaign kept between calls. Safe to share between threads."""
 
     def __init__(self, rules: tuple[Rule, ...] = RULES, remembered: int = 1_000) -> None:
         self._rules = rules
         self._remembered = remembered
-        self._own: dict[tuple[str, str], _OwnWords] = {}
+        self._own: dict[tuple[str, str], OwnWords] = {}
 
     def check(self, campaign: Campaign, slots: Mapping[str, str]) -> Refusal | None:
         """None for a text that may be shown, else the first reason that applies.
@@ -240,17 +228,17 @@ class Gate:
         own = self._known(campaign)
         for slot in campaign.slots:
             text = slots[slot.name]
-            subject = Subject(campaign, slot, text, own.mask(text), own.stated)
+            subject = Subject(campaign, slot, text, own.mask(text), own.stated, own.misfit(text))
             for rule in self._rules:
                 if (reason := rule(subject)) is not None:
                     return reason
         return None
 
-    def _known(self, campaign: Campaign) -> _OwnWords:
+    def _known(self, campaign: Campaign) -> OwnWords:
         key = (campaign.tenant, campaign.campaign_id)
         known = self._own.get(key)
         if known is None or known.campaign is not campaign:
             if len(self._own) >= self._remembered:
                 self._own.clear()
-            known = self._own[key] = _own_words(campaign)
+            known = self._own[key] = own_words(campaign)
         return known

@@ -13,8 +13,10 @@ from collections.abc import Callable
 from functools import cache
 
 from optimizer.learning import phrases
+from serving.grammar import disagrees, gerund_due
 
-_OWN = "Xown"
+OWN = "Xown"
+"""How every stand-in for the campaign's own words begins (`own_word`)."""
 
 _WORD = re.compile(r"[^\W_]+(?:['\u2019\-][^\W_]+)*")
 _HASHTAG = re.compile(r"#\w{2,30}")
@@ -40,7 +42,7 @@ _EDGE = "^"
 
 def own_word(number: int) -> str:
     """Stands for the campaign's own words number 0, 1, ...: a capitalised name, known to every rule."""
-    return f"{_OWN}{chr(ord('a') + number % 26)}"
+    return f"{OWN}{chr(ord('a') + number % 26)}"
 
 
 def words_of(text: str) -> list[str]:
@@ -87,7 +89,7 @@ def wrong_article(text: str) -> bool:
 
 def shouting(text: str) -> bool:
     """Most of the text is in capitals."""
-    letters = [letter for letter in re.sub(rf"{_OWN}[a-z]", "", text) if letter.isalpha()]
+    letters = [letter for letter in re.sub(rf"{OWN}[a-z]", "", text) if letter.isalpha()]
     capitals = sum(letter.isupper() for letter in letters)
     return len(letters) >= 6 and capitals > 0.6 * len(letters)
 
@@ -139,7 +141,7 @@ def looks_known(word: str) -> bool:
     """A word of the phrase banks, one of their stems with another ending, or one spelt like them (English only)."""
     known, trigrams = _vocabulary()
     bare = word.lower().replace("\u2019", "'")
-    if bare in known or bare.startswith(_OWN.lower()) or bare.isdigit() or not bare.isascii():
+    if bare in known or bare.startswith(OWN.lower()) or bare.isdigit() or not bare.isascii():
         return True
     if any(bare.endswith(ending) and bare[: -len(ending)] in known for ending in _folded_endings()):
         return True
@@ -161,12 +163,18 @@ def strange_words(text: str) -> bool:
 WELL_FORMED: tuple[tuple[str, Callable[[str], bool]], ...] = (
     ("start", starts_badly),
     ("end", ends_badly),
-    ("cut off", cut_off),
     ("quotes", unbalanced),
     ("marks", bad_marks),
     ("small start", small_start),
-    ("article", wrong_article),
     ("capitals", shouting),
     ("repetition", repeats),
 )
-"""(name, rule) in the order in which they are asked."""
+"""(name, rule), for languages with spaces between words, in the order in which they are asked."""
+
+ENGLISH: tuple[tuple[str, Callable[[str], bool]], ...] = (
+    ("cut off", cut_off),
+    ("article", wrong_article),
+    ("gerund", gerund_due),
+    ("agreement", disagrees),
+)
+"""(name, rule), for English alone: `an` is a preposition in German, and `a` one in Spanish."""

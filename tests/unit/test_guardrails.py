@@ -44,6 +44,13 @@ def judged(text: str, campaign: Campaign = SHOE) -> str | None:
         "Café mornings and naïve plans",
         "Lace up. Breathe out. #running #morningrun",
         "What are you waiting for?",
+        "Say no to hurry. Say yes to Trail Runner 3.",
+        "Why not Trail Runner 3?",
+        "Goodbye, small talk. Hello, Trail Runner 3.",
+        "For everyone who loves the morning air",
+        "For the love of getting lost, and of good shoes",
+        "Trail Runner 3: waterproof. Yours for $129.",
+        "A choice you won't have to explain",
     ],
 )
 def test_good_copy_passes(text: str) -> None:
@@ -106,6 +113,37 @@ def test_good_copy_passes(text: str) -> None:
         ("On sale today and tomorrow", "claim"),
         ("The world's number one running shoe", "claim"),
         ("Run past your usual corner ½ the time", "claim"),
+        ("Half off until Sunday", "claim"),
+        ("Two pairs for the price of one", "claim"),
+        ("Only three left, said the river", "claim"),
+        ("Loved by thousands of runners", "claim"),
+        ("Nine out of ten runners agree", "claim"),
+        ("Voted shoe of the year", "claim"),
+        ("Softer than any other shoe", "claim"),
+        ("The worst mile of your life", "claim"),
+        ("Never get sick again", "claim"),
+        ("Lose ten kilos before summer", "claim"),
+        ("Look ten years younger", "claim"),
+        ("Pure cotton comfort", "claim"),
+        ("Good for the planet", "claim"),
+        ("Congratulations, you won", "claim"),
+        ("Dear customer, verify your password", "claim"),
+        ("Was $129 until you came", "claim"),
+        ("Drink and drive in style", "offensive"),
+        ("What the hell, run", "offensive"),
+        ("Say no to Trail Runner 3.", "against"),
+        ("More hurry. Goodbye, Trail Runner 3.", "against"),
+        ("Nobody remembers Halden", "against"),
+        ("Don\u2019t buy Trail Runner 3", "against"),
+        ("Not waterproof, but yours", "against"),
+        ("Trail Runner 3 is really boring", "against"),
+        ("For the love of get into the flow", "malformed"),
+        ("The art of pass it down one day", "malformed"),
+        ("For people who loves the morning air", "malformed"),
+        ("Made for people who find your own pace", "malformed"),
+        ("Their is a path behind the mill", "malformed"),
+        ("It should of been you out there", "malformed"),
+        ("A quiet win. waterproof, too.", "malformed"),
         ("run past your usual corner", "malformed"),
         ("Run past your your usual corner", "malformed"),
         ("Run past the", "malformed"),
@@ -153,6 +191,23 @@ def test_the_campaigns_own_words_may_break_rules_about_words() -> None:
     assert judged("The finest hour of the day", odd) == "claim"
 
 
+def test_the_campaigns_own_words_must_fit_where_they_stand() -> None:
+    mug = Campaign(
+        "c9", Product("Mug", "halm", "mugs", "from 12 \u20ac", ("Keeps coffee hot for 6 hours.", "made of oak")), ({},)
+    )
+    assert judged("And yes: Keeps coffee hot for 6 hours.", mug) is None
+    assert judged("Mug: Keeps coffee hot for 6 hours.. Start slow.", mug) == "malformed"
+    assert judged("Yours for from 12 \u20ac", mug) == "malformed"
+    assert judged("The Mug, from 12 \u20ac: a slow morning", mug) is None
+    assert judged("A slow morning. made of oak.", mug) == "malformed"
+    assert judged("halm and a slow morning", mug) is None  # a brand is written as it is written
+    free = Campaign("c10", Product("Mug", price="free"), ({},))
+    assert judged("Mug at free: a quiet win", free) == "malformed"
+    assert judged("Mug. Yours for free.", free) is None
+    for price in ("$9", "EUR 9", "9 \u20ac", "\u00a3 9.50", "US$9"):
+        assert judged(f"Mug, yours for {price}", Campaign("c11", Product("Mug", price=price), ({},))) is None
+
+
 def test_what_a_browser_could_run_is_refused_even_as_the_products_name() -> None:
     for name in ("<script>alert(1)</script>", "{{config}}", "javascript:alert(1)"):
         nasty = Campaign("c5", Product(name), ({},))
@@ -173,6 +228,7 @@ def test_a_changed_campaign_is_judged_anew() -> None:
 def test_rules_about_english_do_not_judge_other_languages() -> None:
     german = Campaign("c8", Product("Lumo"), ({},), language="de")
     assert judged("Schnürsenkel zu, Wochenende auf.", german) is None
+    assert judged("Ein Morgen an der See. Schalt an.", german) is None  # `an` is no article there
     japanese = Campaign("c9", Product("Lumo"), ({},), language="ja")
     assert judged("朝の光と、静かな時間。", japanese) is None
 
@@ -224,4 +280,4 @@ def test_every_rule_stands_in_the_documented_order() -> None:
     names = [rule.__name__ for rule in RULES]
     assert names[0] == "length"
     assert names[-2:] == ["malformed", "unknown_words"]
-    assert len(set(names)) == len(names) == 12
+    assert len(set(names)) == len(names) == 13

@@ -1,0 +1,76 @@
+"""The campaign's own words in a text: what stands in for them while rules about words are asked, whether they fit where
+they stand, and whether the text speaks against them. Pure."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from optimizer.types import Campaign
+from serving.text import folded
+from serving.wellformed import OWN, own_word
+
+_MARKS = tuple(".,;:!?\u2026")
+_BEGINS = re.compile(r"(?:^|[.!?\u2026]\s)$")
+_PRICED = re.compile(r"\b(?:at|for|from|just|only)\s$", re.IGNORECASE)
+_FOR_FREE = re.compile(r"\bfor\s$", re.IGNORECASE)
+_AMOUNT = re.compile(r"[^\w\s]?\s*\d|[A-Z]{2,3}[\s$]?\d")
+
+_IT = rf"{OWN}[a-z]\b"
+_AGAINST = re.compile(
+    r"\b(?:say no to|goodbye,?|so long,|break up with|forget|no more|away with|avoid|ditch|refuse|reject|boycott|hate"
+    r"|don't (?:buy|try|choose|trust|bother with|get|use|want|need)|never (?:buy|try|choose|trust|get|use)"
+    r"|(?:nobody|no one) (?:needs|wants|likes|loves|remembers|misses)|tired of|sick of|enough of|too much|fed up with"
+    rf"|(?<!why )not|hardly|barely|no longer|instead of|other than|less) (?:the |a |your |our )?{_IT}"
+    rf"|{_IT}(?:,| is| was| are)? (?:(?:so|very|really|just|simply|quite|a bit|rather) )?"
+    r"(?:terrible|awful|bad|worse|worst|boring|disappointing|useless|overpriced|ugly|broken|a mistake|a scam|a lie|fake"
+    r"|sucks)\b"
+    r"|\b(?:disappointing|useless|overpriced|worthless|terrible|awful) as ever\b",
+    re.IGNORECASE,
+)
+
+
+@dataclass(frozen=True)
+class OwnWords:
+    """What a campaign states itself: `own` finds its name, brand, price and facts; `stated` holds controls as well."""
+
+    campaign: Campaign
+    own: re.Pattern[str]
+    numbers: dict[str, int]
+    stated: str
+
+    def mask(self, text: str) -> str:
+        """The text with a stand-in for each of the campaign's own words, another one for each of them."""
+        return self.own.sub(lambda match: own_word(self.numbers.get(match.group().lower(), 25)), text)
+
+    def misfit(self, text: str) -> bool:
+        """Whether the campaign's own words, as the advertiser wrote them, do not fit where they stand: a fact with a
+        full stop before another mark, a fact in small letters where a sentence begins, `at from $9`."""
+        product = self.campaign.product
+        facts = {fact.lower() for fact in product.facts}
+        for match in self.own.finditer(text):
+            words, before, after = match.group(), text[: match.start()], text[match.end() :]
+            if words.endswith(_MARKS) and after.startswith(_MARKS):
+                return True
+            if words.lower() in facts and words[0].islower() and _BEGINS.search(before):
+                return True
+            if words.lower() == product.price.lower() and _PRICED.search(before) and not _AMOUNT.match(words):
+                return not (words.lower() == "free" and _FOR_FREE.search(before))
+        return False
+
+
+def own_words(campaign: Campaign) -> OwnWords:
+    """The campaign's, ready to be looked for."""
+    product = campaign.product
+    own = [words for words in (product.name, product.brand, product.price, *product.facts) if words.strip()]
+    longest_first = sorted(own, key=len, reverse=True)
+    pattern = re.compile(rf"(?<!\w)(?:{'|'.join(map(re.escape, longest_first))})(?!\w)", re.IGNORECASE)
+    controls = [text for control in campaign.controls for text in control.values()]
+    numbers = {words.lower(): number for number, words in enumerate(own)}
+    return OwnWords(campaign, pattern, numbers, folded("\n".join([*own, *controls])))
+
+
+def speaks_against(masked: str) -> bool:
+    """Whether an English text with stand-ins argues against what they stand for: `Say no to Trail Runner 3`, `Not
+    waterproof at all`."""
+    return _AGAINST.search(masked.replace("\u2019", "'")) is not None
