@@ -63,5 +63,5 @@ def conflict(field: str, got: str, expected: str, fix: str) -> Problem:
 
 def unavailable(detail: str, fix: str, field: str = "server") -> Problem:
     """503: asked for something that cannot be done right now."""
-    error = FieldError(field, "not available now", detail, fix)
-    return Problem(503, detail, [error], {"Retry-After": "2"})
+    error = FieldError(field, detail, "a server that is ready for it", fix)
+    return Problem(503, f"{detail}; {fix}", [error], {"Retry-After": "2"})

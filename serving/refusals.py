@@ -27,7 +27,7 @@ async def on_problem(request: Request, error: Exception) -> Response:
         case BadInput():
             return _refusal(invalid(error.errors))
         case NotJSON():
-            field = FieldError("body", str(error), "one JSON object or list in UTF-8", "correct the JSON")
+            field = FieldError("body", str(error), error.expected, "correct the JSON")
             return _refusal(Problem(400, field.sentence(), [field]))
         case OSError():
             return _refusal(storage_problem(error))

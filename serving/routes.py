@@ -79,7 +79,7 @@ async def _body(request: Request, kind: type[T]) -> T:
     """The request's JSON object as a `kind`. Raises Problem, NotJSON or BadInput."""
     value = decode_json(await read_body(request))
     if not isinstance(value, (dict, list)):
-        raise NotJSON(f"got {shown(value)}, expected a JSON object")
+        raise NotJSON(shown(value), "a JSON object")
     refuse_overflow(value)
     return convert(value, kind)
 
@@ -153,7 +153,12 @@ async def generate(request: Request) -> Response:
     key = request.headers.get("idempotency-key")
     if key is not None and not (1 <= len(key) <= MAX_KEY_CHARS and key.isascii() and key.isprintable()):
         raise BadInput(
-            FieldError("Idempotency-Key", shown(key), f"1 to {MAX_KEY_CHARS} visible characters", "shorten it")
+            FieldError(
+                "Idempotency-Key",
+                shown(key),
+                f"1 to {MAX_KEY_CHARS} visible characters",
+                "send such a key, or no such header",
+            )
         )
     body = await _body(request, GenerateIn)
     parts = _parts(request)
@@ -207,7 +212,7 @@ async def post_events(request: Request) -> Response:
     access = _access(request, "ingest")
     value = decode_json(await read_body(request, (JSON, CLOUDEVENT, CLOUDEVENTS)))
     if not isinstance(value, (dict, list)):
-        raise NotJSON(f"got {shown(value)}, expected an event or a list of events")
+        raise NotJSON(shown(value), "an event as a JSON object, or a list of events")
     raws = value if isinstance(value, list) else [value]
     if len(raws) > MAX_EVENTS:
         error = FieldError("body", f"{len(raws)} events", f"at most {MAX_EVENTS}", "send them in several requests")

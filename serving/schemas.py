@@ -15,7 +15,18 @@ MAX_WINDOW_MS = 10 * 365 * 86_400_000
 MAX_VALUE = 1e12
 MAX_SAFE_INTEGER = 2**53
 
-Id = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:-]{0,63}\Z", description="1 to 64 of A-Za-z0-9._:-")]
+Id = Annotated[
+    str,
+    Meta(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._:-]{0,63}\Z", description="1 to 64 of A-Za-z0-9._:-, a letter or digit first"
+    ),
+]
+Language = Annotated[
+    str,
+    Meta(
+        pattern=r"^[A-Za-z]{2,8}(-[A-Za-z0-9]{1,8})*\Z", max_length=35, description="a language tag such as en or pt-BR"
+    ),
+]
 Label = Annotated[str, Meta(min_length=1, max_length=64)]
 Line = Annotated[str, Meta(max_length=500)]
 Share = Annotated[float, Meta(ge=0.0, le=1.0)]
@@ -73,7 +84,7 @@ class CampaignIn(Struct, frozen=True, forbid_unknown_fields=True):
     campaign_id: Id | None = None
     audience: Line = ""
     content_type: ContentType = "ad"
-    language: Annotated[str, Meta(pattern=r"^[A-Za-z]{2,8}(-[A-Za-z0-9]{1,8})*\Z", max_length=35)] = "en"
+    language: Language = "en"
     segments: Annotated[tuple[Label, ...], Meta(min_length=1, max_length=64)] = ("all",)
     slots: Annotated[tuple[SlotIn, ...], Meta(min_length=1, max_length=16)] = (SlotIn("headline"),)
     rules: RulesIn = RulesIn()

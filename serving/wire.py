@@ -15,17 +15,21 @@ from typing import Any, NoReturn, TypeVar
 import msgspec
 
 from optimizer.errors import AdloopError, BadInput, FieldError
+from serving.expected import locate, misnamed
 
 T = TypeVar("T")
 MAX_GOT_CHARS = 80
 MAX_INTEGER_DIGITS = 300  # more would overflow a double
 _ESCAPED_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
-_AT = re.compile(r" - at `(.*)`$")
-_PLACE = re.compile(r"\.([^.\[\]]+)|\[(\d+)\]")
+_AT = re.compile(r" - at (`key` in )?`(.*?)`$")
 
 
 class NotJSON(AdloopError):
-    """The body is no JSON text; `detail` says why."""
+    """The body is no JSON text, or not one of the kind that is due. Its text is what came; `expected` what should."""
+
+    def __init__(self, got: str, expected: str = "one JSON object or list in UTF-8") -> None:
+        self.expected = expected
+        super().__init__(got)
 
 
 class _Duplicate(ValueError):
@@ -58,6 +62,8 @@ def decode_json(raw: bytes) -> object:
     Raises:
       NotJSON: not UTF-8, not JSON, a name twice in an object, a lone surrogate, or nested too deep.
     """
+    if not raw.strip():
+        raise NotJSON("an empty body")
     try:
         value = json.loads(raw.decode("utf-8"), object_pairs_hook=_object, parse_constant=_constant, parse_int=_integer)
         if _ESCAPED_SURROGATE.search(raw):
@@ -69,6 +75,8 @@ def decode_json(raw: bytes) -> object:
         raise NotJSON("a lone surrogate: \\ud800 to \\udfff must come in pairs") from error
     except RecursionError as error:
         raise NotJSON("nested too deep") from error
+    except json.JSONDecodeError as error:
+        raise NotJSON(f"no JSON from character {error.pos} on ({error.msg})") from error
     except ValueError as error:
         raise NotJSON(str(error)) from error
     return value
@@ -109,33 +117,28 @@ def convert(value: object, kind: type[T]) -> T:
     try:
         return msgspec.convert(value, kind, strict=True)
     except msgspec.ValidationError as error:
-        raise BadInput(field_error(str(error), value)) from error
+        raise BadInput(field_error(str(error), value, kind)) from error
 
 
-def field_error(message: str, value: object) -> FieldError:
+def field_error(message: str, value: object, kind: object) -> FieldError:
     """Turn msgspec's sentence ("Expected `int`, got `str` - at `$.count`") into the error's four parts."""
     at = _AT.search(message)
     message = _AT.sub("", message)
-    path = (at.group(1) if at else "$").removeprefix("$")
-    name = path.removeprefix(".")
+    path = (at.group(2) if at else "$").removeprefix("$")
+    if at and at.group(1):
+        field, got, expected = misnamed(path, value, kind)
+        return FieldError(field or "body", f"the name {shown(got)}", expected, "rename it, or leave it out")
+    field, got, expected = locate(path, value, kind)
     if unknown := re.fullmatch(r"Object contains unknown field `(.*)`", message):
-        which = unknown.group(1) or '""'
-        field = f"{name}.{which}" if name else which
-        return FieldError(field[:MAX_GOT_CHARS], "an unknown field", "only the fields of the contract", "leave it out")
+        inner = _below(field, unknown.group(1) or '""')
+        return FieldError(inner[:MAX_GOT_CHARS], "an unknown field", "only the fields of the contract", "leave it out")
     if missing := re.fullmatch(r"Object missing required field `(.*)`", message):
-        field = f"{name}.{missing.group(1)}" if name else missing.group(1)
-        return FieldError(field, "nothing", "a value", "add it: it is required")
-    expected = re.sub(r", got `.*`$", "", message).removeprefix("Expected ").replace("`", "")
-    return FieldError(name or "body", _got(value, path), expected, "send a value of that kind")
+        inner = _below(field, missing.group(1))
+        return FieldError(
+            inner, "nothing", locate(f"{path}.{missing.group(1)}", value, kind)[2], "add it: it is required"
+        )
+    return FieldError(field or "body", shown(got), expected, "send that instead")
 
 
-def _got(value: object, path: str) -> str:
-    """What stands at msgspec's path; the whole value where the path has wildcards."""
-    for name, index in _PLACE.findall(path):
-        if isinstance(value, dict) and name in value:
-            value = value[name]
-        elif isinstance(value, list) and index and int(index) < len(value):
-            value = value[int(index)]
-        else:
-            break
-    return shown(value)
+def _below(field: str, name: str) -> str:
+    return f"{field}.{name}" if field else name
