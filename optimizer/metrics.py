@@ -7,13 +7,15 @@ from typing import Final, Literal, NamedTuple
 
 
 class Metric(NamedTuple):
-    """One metric as `/metrics` shows it; `unit` is what its value counts."""
+    """One metric as `/metrics` shows it; `unit` is what its value counts. `join_only`: shown by `join --metrics-port` and
+    not by serving."""
 
     name: str
     kind: Literal["counter", "gauge", "histogram"]
     unit: str
     labels: tuple[str, ...]
     meaning: str
+    join_only: bool = False
 
 
 METRICS: Final = (
@@ -38,6 +40,7 @@ METRICS: Final = (
         "records",
         ("topic", "partition"),
         "Records of a partition that its joiner has not read yet",
+        join_only=True,
     ),
     Metric(
         "adloop_joiner_event_time_age_seconds",
@@ -45,6 +48,7 @@ METRICS: Final = (
         "seconds",
         ("partition",),
         "How far a partition's event time is behind the clock",
+        join_only=True,
     ),
     Metric(
         "adloop_joiner_delay_seconds",
@@ -52,17 +56,35 @@ METRICS: Final = (
         "seconds",
         (),
         "From an event's receipt to the publishing of the revision that it made",
+        join_only=True,
     ),
-    Metric("adloop_joiner_revisions", "counter", "revisions", (), "Revisions of outcomes fixed for publishing"),
-    Metric("adloop_joiner_quarantined", "counter", "records", ("reason",), "Records that the joiner refused"),
+    Metric(
+        "adloop_joiner_revisions",
+        "counter",
+        "revisions",
+        (),
+        "Revisions of outcomes fixed for publishing",
+        join_only=True,
+    ),
+    Metric(
+        "adloop_joiner_quarantined",
+        "counter",
+        "records",
+        ("reason",),
+        "Records that the joiner refused",
+        join_only=True,
+    ),
     Metric(
         "adloop_joiner_catch_up_records",
         "gauge",
         "records",
         ("partition",),
         "Records that a rebuild, or a partition taken over, still has to read before it publishes",
+        join_only=True,
     ),
-    Metric("adloop_joiner_ready", "gauge", "joiners", (), "1 where every partition has caught up, else 0"),
+    Metric(
+        "adloop_joiner_ready", "gauge", "joiners", (), "1 where every partition has caught up, else 0", join_only=True
+    ),
     Metric("adloop_quarantined_records", "gauge", "records", (), "Records that the joiner refused"),
 )
 
