@@ -79,7 +79,7 @@ class Served:
         """SIGKILL, whatever state it is in."""
         if self.process.poll() is None:
             self.process.kill()
-            self.process.wait(10)
+            self.process.wait(60)
         self._close()
 
     def get(self, path: str) -> Any:
@@ -92,7 +92,7 @@ class Served:
         return self.http.put(path, json=body).raise_for_status().json()
 
     def _close(self) -> None:
-        self._reader.join(5)
+        self._reader.join(60)
         if self.process.stdout is not None:
             self.process.stdout.close()
         if self.url:

@@ -160,8 +160,8 @@ class LogContract(ABC):
         timer = threading.Timer(0.1, lambda: log.append([Append("events", "k", b"x")]))
         timer.start()
         started = time.monotonic()
-        assert [r.value for r in reader.poll(timeout_s=10)] == [b"x"]
-        assert time.monotonic() - started < 5
+        assert [r.value for r in reader.poll(timeout_s=120)] == [b"x"]
+        assert time.monotonic() - started < 60
         timer.join()
         reader.close()
 
@@ -169,7 +169,7 @@ class LogContract(ABC):
         reader = log.reader(whole(log, "events"))
         started = time.monotonic()
         assert reader.poll(timeout_s=0.05) == []
-        assert 0.04 < time.monotonic() - started < 5
+        assert 0.04 < time.monotonic() - started < 60
         reader.close()
 
     def test_what_was_appended_is_there_after_opening_again(self, log: EventLog) -> None:

@@ -17,7 +17,7 @@ from optimizer.stream.tokens import TokenKeys
 from tests.served import Served
 
 T = TypeVar("T")
-STEP_WITHIN_S = 60.0
+STEP_WITHIN_S = 240.0  # importing torch alone takes a slow machine a minute
 REQUESTS = 80  # the learner waits for 32 revisions; twice that starts an increment for sure
 CAMPAIGN: dict[str, Any] = {
     "product": {"name": "Trail Runner 3"},
@@ -56,7 +56,7 @@ class Topics:
         return [json.loads(record.value) for record in self.records(topic, key) if record.value is not None]
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 def test_one_impression_all_the_way_round(tmp_path: Path, tiny_model_folder: Path) -> None:
     """With a model folder of the user's own: here one that a second of training on a small corpus has made."""
     with Served(tmp_path, "--all", "--model", str(tiny_model_folder)) as served:

@@ -31,7 +31,7 @@ def test_help_lists_every_verb_and_imports_nothing_heavy() -> None:
     assert page.stdout.rstrip("\n") == usage()
     assert all(f"  {verb} " in page.stdout for verb in VERBS)
     loaded = "import sys, simulators.cli; print(sorted({'torch', 'numpy', 'rich', 'msgspec'} & set(sys.modules)))"
-    done = subprocess.run([sys.executable, "-c", loaded], capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run([sys.executable, "-c", loaded], capture_output=True, text=True, timeout=120, check=True)
     assert done.stdout.strip() == "[]"
 
 
@@ -143,7 +143,7 @@ def test_a_reader_that_has_had_enough_is_no_error(tmp_path: Path) -> None:
         assert process.stderr is not None
         assert process.stdout.readline().startswith(b'{"partition":0')
         process.stdout.close()
-        assert process.wait(timeout=60) == 0
+        assert process.wait(timeout=120) == 0
         assert process.stderr.read() == b""
 
 

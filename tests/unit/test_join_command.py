@@ -61,7 +61,7 @@ def test_until_idle_prints_one_object_and_counts_all_that_the_state_knows(url: s
 def test_a_signal_ends_it_well(url: str, tmp_path: Path, number: signal.Signals) -> None:
     process = join(url, tmp_path, "--json")
     log = SqliteLog(tmp_path / "log.db")
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while len(values(log, "outcomes")) < 2 and time.monotonic() < deadline:
         time.sleep(0.05)
     log.close()

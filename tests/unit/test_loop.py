@@ -63,18 +63,18 @@ def test_a_passing_fault_starts_the_role_again(
     script, faults = Script(True, OSError("disk full"), True, ValueError("odd")), list[str]()
     with caplog.at_level(logging.CRITICAL):
         thread, stopping = started(script, rig.parts.health, faults)
-        assert script.idle.wait(10)
+        assert script.idle.wait(60)
     assert (script.made, script.closed, thread.restarts, faults) == (3, 2, 2, [])
     assert rig.parts.health.roles["joiner"] == "running"
     assert rig.parts.health.problems() == {}
     stopping.set()
-    assert thread.join(5)
+    assert thread.join(60)
     assert script.closed == 3
 
 
 def test_a_fatal_fault_is_handed_up_and_makes_the_server_unready(rig: Rig) -> None:
     script, faults = Script(True, ConfigError("--model: no such folder")), list[str]()
     thread, _ = started(script, rig.parts.health, faults)
-    assert thread.join(5)
+    assert thread.join(60)
     assert faults == ["joiner: --model: no such folder"]
     assert rig.parts.health.problems() == {"joiner": "stopped: --model: no such folder"}

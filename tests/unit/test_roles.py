@@ -57,7 +57,7 @@ class SlowGenerator:
 
     def step(self) -> bool:
         self.in_step.set()
-        assert self.go_on.wait(10)
+        assert self.go_on.wait(60)
         return True
 
     def fresh(self, _campaign: Campaign, _segment: str, _cancelled: Callable[[], bool]) -> Any:
@@ -69,7 +69,7 @@ def started() -> tuple[Writer, SlowGenerator, threading.Thread]:
     writer.role(lambda: generator)  # type: ignore[arg-type, return-value]
     thread = threading.Thread(target=writer.step)
     thread.start()
-    assert generator.in_step.wait(10)
+    assert generator.in_step.wait(60)
     return writer, generator, thread
 
 
@@ -82,8 +82,8 @@ def test_a_fresh_sample_waits_for_the_step_and_goes_before_the_next() -> None:
         threading.Event().wait(0.001)
     assert writer.step() is False  # a request waits: the generator does not begin anew
     generator.go_on.set()
-    asking.join(10)
-    thread.join(10)
+    asking.join(60)
+    thread.join(60)
     assert found[0].pool_id == "fresh.1"
 
 
@@ -91,7 +91,7 @@ def test_a_client_that_leaves_while_it_waits_is_not_waited_for() -> None:
     writer, generator, thread = started()
     assert writer.fresh(campaign(), "all", lambda: True) is None
     generator.go_on.set()
-    thread.join(10)
+    thread.join(60)
 
 
 def test_without_a_generator_there_is_no_sample() -> None:

@@ -303,7 +303,7 @@ def test_concurrent_duplicates_are_one_request(rig: Rig) -> None:
 
     def slow(records: Any) -> Any:
         started.set()
-        assert gate.wait(10)
+        assert gate.wait(60)
         return append(records)
 
     rig.log.append = slow  # type: ignore[method-assign]
@@ -311,10 +311,10 @@ def test_concurrent_duplicates_are_one_request(rig: Rig) -> None:
     threads = [threading.Thread(target=lambda: answers.append(keyed(rig, "k"))) for _ in range(8)]
     for thread in threads:
         thread.start()
-    assert started.wait(10)
+    assert started.wait(60)
     gate.set()
     for thread in threads:
-        thread.join(10)
+        thread.join(60)
     assert len(answers) == 8
     assert all(answer == answers[0] for answer in answers)
     assert len(decisions(rig)) == 1
