@@ -7,8 +7,8 @@ from typing import Final, Literal, NamedTuple
 
 
 class Metric(NamedTuple):
-    """One metric as `/metrics` shows it; `unit` is what its value counts. `join_only`: shown by `join --metrics-port` and
-    not by serving."""
+    """One metric as `/metrics` shows it; `unit` is what its value counts. `join_only`: by `join --metrics-port`
+    alone, not by serving."""
 
     name: str
     kind: Literal["counter", "gauge", "histogram"]
