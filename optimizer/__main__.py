@@ -42,6 +42,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         match verb:
             case "join":
                 return main_join(rest)
+            case "pretrain" if not rest and (made := _made_already()) is not None:
+                print(made)
+                return 0
             case "learn" | "pretrain":
                 # Imported here because torch takes seconds to load, which a joiner should not have to wait for.
                 from optimizer.learning.run import main_learn, main_pretrain
@@ -58,6 +61,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (AdloopError, OSError, sqlite3.Error) as error:
         print(f"adloop: {error}", file=sys.stderr)
         return 1
+
+
+def _made_already() -> Path | None:
+    """The tiny model of the default recipe, where it is made: told at once, before anything that could make it is
+    loaded."""
+    from optimizer.learning.recipe import PretrainConfig, made_already
+
+    return made_already(PretrainConfig())
 
 
 def main_join(argv: Sequence[str]) -> int:

@@ -191,9 +191,12 @@ def main(argv: Sequence[str]) -> int:
 
 def _make_tiny_model(bars: Bars) -> None:
     """Have the tiny model in the cache before several workers would each train it."""
-    # Imported here: they bring torch, which the command's help does without.
+    from optimizer.learning.recipe import PretrainConfig, made_already
+
+    if made_already(PretrainConfig()) is not None:
+        return
+    # Imported here: it brings torch, which the command's help does without.
     from optimizer.learning.base import tiny_model
-    from optimizer.learning.pretrain import PretrainConfig
 
     report = bars.bar("tiny model")
     tiny_model(PretrainConfig(), lambda stage, done, of: report(done, of))

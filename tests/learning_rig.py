@@ -15,8 +15,9 @@ from optimizer.ids import variant_id
 from optimizer.learning.base import BaseModel, settle_base
 from optimizer.learning.critic import CriticConfig
 from optimizer.learning.learner import Learner, LearnerConfig
-from optimizer.learning.pretrain import Line, PretrainConfig, pretrain
+from optimizer.learning.pretrain import pretrain
 from optimizer.learning.prompt import Prompt, summarise
+from optimizer.learning.recipe import Line, PretrainConfig
 from optimizer.learning.tokenizer import train_tokenizer
 from optimizer.learning.update import UpdateConfig
 from optimizer.store import PolicyStore

@@ -11,7 +11,6 @@ import json
 import os
 import shutil
 import warnings
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,16 +21,20 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from optimizer.errors import ConfigError
-from optimizer.learning.corpus import generate_corpus
 from optimizer.learning.policy import LanguagePolicy
-from optimizer.learning.pretrain import MARKER, Line, PretrainConfig, Progress, corpus_hash, pretrain
-from optimizer.learning.prompt import Prompt, summarise
+from optimizer.learning.pretrain import Progress, pretrain
+from optimizer.learning.recipe import (
+    FINGERPRINT_ROWS,
+    MARKER,
+    PretrainConfig,
+    corpus_hash,
+    corpus_lines,
+    tiny_folder,
+)
 from optimizer.learning.tokenizer import TextCodec, quiet_transformers
 from optimizer.store import PolicyStore
-from optimizer.types import Slot
 
 WHOLE_PARAMETERS = 20_000_000
-FINGERPRINT_ROWS = 1_000
 
 
 @dataclass(frozen=True)
@@ -42,30 +45,15 @@ class BaseModel:
     digest: str
 
 
-def cache_root() -> Path:
-    """Where models made here are kept: ADLOOP_CACHE, else the user's cache folder."""
-    named = os.environ.get("ADLOOP_CACHE")
-    if named:
-        return Path(named).absolute()
-    return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "adloop"
-
-
 def device() -> torch.device:
     """cuda where there is one, else cpu."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def corpus_lines(seed: int, rows: int) -> Iterable[Line]:
-    """The generated ad-copy corpus as training lines."""
-    for row in generate_corpus(seed, rows):
-        text = summarise(row.content_type, row.brand, row.category, row.segment, row.price, tuple(row.facts))
-        yield Prompt(text, tuple(Slot(name) for name in row.slots)), dict(row.slots)
-
-
 def tiny_model(config: PretrainConfig, progress: Progress) -> Path:
     """The tiny model's folder in the cache; trained on first use, once for each content of corpus and configuration."""
     key = corpus_hash(config, corpus_lines(config.seed, FINGERPRINT_ROWS))
-    folder = cache_root() / "models" / f"tiny-{key}"
+    folder = tiny_folder(key)
     if (folder / MARKER).is_file():
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)

@@ -8,12 +8,11 @@ later.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -21,42 +20,12 @@ from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from optimizer.learning.prompt import Prompt
+from optimizer.learning.recipe import MARKER, Line, PretrainConfig
 from optimizer.learning.tokenizer import END, TextCodec, quiet_transformers, train_tokenizer
 
 IGNORED = -100
-MARKER = "adloop.json"
 Progress = Callable[[str, int, int], None]
 """Told (what, done, total) as the work goes on; an empty `what` means unchanged."""
-Line = tuple[Prompt, dict[str, str]]
-"""One training example: a prompt and the slot texts to be written for it."""
-
-
-@dataclass(frozen=True)
-class PretrainConfig:
-    """The tiny model's shape and schedule. `rows` are training examples, each seen `epochs` times."""
-
-    layers: int = 4
-    width: int = 128
-    heads: int = 4
-    vocab_size: int = 4096
-    positions: int = 512
-    rows: int = 40_000
-    epochs: float = 1.0
-    batch_rows: int = 64
-    learning_rate: float = 3e-3
-    matrix_learning_rate: float = 0.02
-    weight_decay: float = 0.05
-    warmup: float = 0.03
-    seed: int = 0
-    version: int = 4
-
-
-def corpus_hash(config: PretrainConfig, lines: Iterable[Line]) -> str:
-    """Names the model that this configuration and these lines give."""
-    digest = hashlib.sha256(json.dumps(asdict(config), sort_keys=True).encode())
-    for prompt, slots in lines:
-        digest.update(json.dumps([prompt.text, slots]).encode())
-    return digest.hexdigest()[:16]
 
 
 def _example(codec: TextCodec, prompt: Prompt, slots: dict[str, str]) -> tuple[list[int], list[int]]:

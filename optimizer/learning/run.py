@@ -19,9 +19,10 @@ from optimizer.learning.base import BaseModel, settle_base
 from optimizer.learning.learner import Learner, LearnerConfig
 from optimizer.learning.owncorpus import read_own_corpus
 from optimizer.learning.policy import fits_in
-from optimizer.learning.pretrain import PretrainConfig, pretrain
 from optimizer.learning.pretrain import Progress as Told
+from optimizer.learning.pretrain import pretrain
 from optimizer.learning.prompt import build_prompt
+from optimizer.learning.recipe import PretrainConfig
 from optimizer.learning.tokenizer import TextCodec
 from optimizer.learning.view import CriticView
 from optimizer.store import PolicyStore

@@ -12,7 +12,8 @@ import torch
 
 from optimizer.errors import ConfigError, StoreError
 from optimizer.learning import base as base_module
-from optimizer.learning.base import BaseModel, cache_root, load_policy, load_version, settle_base, tiny_model
+from optimizer.learning.base import BaseModel, load_policy, load_version, settle_base, tiny_model
+from optimizer.learning.recipe import cache_root
 from optimizer.store import PolicyStore
 from tests.learning_rig import TINY, lines, settle
 

@@ -10,8 +10,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from optimizer.learning.pretrain import PretrainConfig, corpus_hash, pretrain
+from optimizer.learning.pretrain import pretrain
 from optimizer.learning.prompt import Prompt
+from optimizer.learning.recipe import PretrainConfig, corpus_hash
 from optimizer.types import Slot
 from tests.learning_rig import TINY, lines
 
