@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import NoReturn
 
 from optimizer.errors import BadInput, FieldError
-from optimizer.learning.pretrain import Line
 from optimizer.learning.prompt import Prompt, summarise
+from optimizer.learning.recipe import Line
 from optimizer.types import ContentType, Slot
 
 FIELDS = ("content_type", "product", "brand", "category", "audience", "segment", "price", "facts")
