@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from optimizer.maths.decoding import decoding_log_probs
+from optimizer.maths.decoding import decoding_log_probs, drawn_tokens
 
 LOGITS = torch.tensor([2.0, 1.0, 0.5, 0.0, -1.0])
 
@@ -55,3 +55,15 @@ def test_each_row_of_a_batch_is_judged_by_itself() -> None:
 def test_an_impossible_temperature_is_refused(temperature: float) -> None:
     with pytest.raises(ValueError, match="temperature"):
         decoding_log_probs(LOGITS, temperature, 0, 1.0)
+
+
+def test_drawn_tokens_follow_the_distribution_and_never_leave_it() -> None:
+    """8,000 draws, seeded; five standard deviations, and no token of probability zero."""
+    logits = torch.tensor([2.0, 1.0, 0.0, -1.0, 3.0, -torch.inf])
+    logs = logits.log_softmax(-1).repeat(8_000, 1)
+    drawn = drawn_tokens(logs, torch.Generator().manual_seed(3))
+    assert drawn.shape == (8_000, 1)
+    share = torch.bincount(drawn[:, 0], minlength=6) / 8_000
+    mass = logs[0].exp()
+    assert share[5] == 0
+    assert bool(((share - mass).abs() <= 5 * (mass * (1 - mass) / 8_000).sqrt()).all())
