@@ -46,8 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 print(made)
                 return 0
             case "learn" | "pretrain":
-                # Imported here because torch takes seconds to load, which a joiner should not have to wait for.
-                from optimizer.learning.run import main_learn, main_pretrain
+                # Imported here because the joiner needs none of it.
+                from optimizer.learning.commands import main_learn, main_pretrain
 
                 return main_learn(rest) if verb == "learn" else main_pretrain(rest)
             case "-h" | "--help":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fastapi import APIRouter, FastAPI
 
+from serving.head import HeadIsGet
 from serving.health import Measured
 from serving.limits import FramingGuard
 from serving.refusals import HANDLERS
@@ -21,6 +22,7 @@ def build_app(parts: Parts, live: APIRouter | None = None) -> FastAPI:
         app.include_router(live)
     for kind, handler in HANDLERS.items():
         app.add_exception_handler(kind, handler)
+    app.add_middleware(HeadIsGet)
     app.add_middleware(Measured, metrics=parts.metrics)
     app.add_middleware(FramingGuard)
     return app

@@ -6,6 +6,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from optimizer.learning.prompt import plain_fact
 from optimizer.types import Campaign
 from serving.text import folded
 from serving.wellformed import OWN, own_word
@@ -47,7 +48,7 @@ class OwnWords:
         """Whether the campaign's own words, as the advertiser wrote them, do not fit where they stand: a fact with a
         full stop before another mark, a fact in small letters where a sentence begins, `at from $9`."""
         product = self.campaign.product
-        facts = {fact.lower() for fact in product.facts}
+        facts = {plain_fact(fact).lower() for fact in product.facts}
         for match in self.own.finditer(text):
             words, before, after = match.group(), text[: match.start()], text[match.end() :]
             if words.endswith(_MARKS) and after.startswith(_MARKS):
@@ -62,7 +63,8 @@ class OwnWords:
 def own_words(campaign: Campaign) -> OwnWords:
     """The campaign's, ready to be looked for."""
     product = campaign.product
-    own = [words for words in (product.name, product.brand, product.price, *product.facts) if words.strip()]
+    facts = map(plain_fact, product.facts)  # as `fill` writes them
+    own = [words for words in (product.name, product.brand, product.price, *facts) if words.strip()]
     longest_first = sorted(own, key=len, reverse=True)
     pattern = re.compile(rf"(?<!\w)(?:{'|'.join(map(re.escape, longest_first))})(?!\w)", re.IGNORECASE)
     controls = [text for control in campaign.controls for text in control.values()]

@@ -22,11 +22,12 @@ from transformers import AutoModelForCausalLM
 
 from optimizer.errors import ConfigError
 from optimizer.learning.policy import LanguagePolicy
-from optimizer.learning.pretrain import Progress, pretrain
+from optimizer.learning.pretrain import pretrain
 from optimizer.learning.recipe import (
     FINGERPRINT_ROWS,
     MARKER,
     PretrainConfig,
+    Progress,
     corpus_hash,
     corpus_lines,
     tiny_folder,

@@ -27,7 +27,7 @@ from optimizer.learning.pools import PoolShelf
 from optimizer.learning.prompt import build_prompt
 from optimizer.learning.update import PoolBatch, UpdateConfig, UpdateReport, update_policy
 from optimizer.learning.view import CriticView
-from optimizer.maths.kl import KlController
+from optimizer.maths.kl import KL_BUDGET, KlController
 from optimizer.store import Manifest, PolicyStore
 from optimizer.stream.log import Append, EventLog, whole
 from optimizer.stream.views import campaign_table, live_policy, policy_table
@@ -47,7 +47,7 @@ class LearnerConfig:
     of the critic in an increment, where much was read at once; `train_policy` False teaches the critic alone (replays
     of fixed texts)."""
 
-    kl_budget: float = 8.0
+    kl_budget: float = KL_BUDGET
     kl_aim: float = 0.8
     entropy_floor: float = 0.35
     min_outcomes: int = 32

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -20,12 +20,10 @@ from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from optimizer.learning.prompt import Prompt
-from optimizer.learning.recipe import MARKER, Line, PretrainConfig
+from optimizer.learning.recipe import MARKER, Line, PretrainConfig, Progress
 from optimizer.learning.tokenizer import END, TextCodec, quiet_transformers, train_tokenizer
 
 IGNORED = -100
-Progress = Callable[[str, int, int], None]
-"""Told (what, done, total) as the work goes on; an empty `what` means unchanged."""
 
 
 def _example(codec: TextCodec, prompt: Prompt, slots: dict[str, str]) -> tuple[list[int], list[int]]:

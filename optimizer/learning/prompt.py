@@ -73,14 +73,21 @@ def build_prompt(campaign: Campaign, segment: str) -> Prompt:
     return Prompt(text, campaign.slots, brief)
 
 
+def plain_fact(fact: str) -> str:
+    """A fact as it stands inside a sentence, which has marks of its own: without its full stop. That of an abbreviation
+    ("made in the U.S.A.") stays, and so does an ellipsis."""
+    bare = fact.rstrip().removesuffix(".")
+    return fact if "." in bare.rpartition(" ")[2] else bare or fact
+
+
 def fill(campaign: Campaign, template: str) -> str:
     """Put the campaign's words in the place of `[product]`, `[brand]`, `[price]` and `[fact]`.
 
     A placeholder for which the campaign has no words stays: the text gate refuses it. The first `[fact]` takes the
-    first fact, the second the second."""
+    first fact, the second the second, each without the full stop that it may end with."""
     product = campaign.product
     words = {"[product]": product.name, "[brand]": product.brand, "[price]": product.price}
-    facts = iter(product.facts)
+    facts = map(plain_fact, product.facts)
 
     def word(placeholder: re.Match[str]) -> str:
         name = placeholder[0]

@@ -6,7 +6,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -18,6 +18,8 @@ MARKER = "adloop.json"
 FINGERPRINT_ROWS = 1_000
 Line = tuple[Prompt, dict[str, str]]
 """One training example: a prompt and the slot texts to be written for it."""
+Progress = Callable[[str, int, int], None]
+"""Told (what, done, total) as the work goes on; an empty `what` means unchanged."""
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import Final
+
+KL_BUDGET: Final = 8.0  # nats per sequence: the default
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import httpx
 import pytest
 
 from optimizer.metrics import METRICS
@@ -131,6 +132,29 @@ def test_a_connection_serves_many_requests(served: Served) -> None:
         received = b""
         while received.count(b"HTTP/1.1 200") < 2:
             received += connection.recv(65536)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        *("/", "/live", "/assets/app.css", "/healthz", "/readyz", "/metrics", "/docs", "/openapi.json", "/v9"),
+        *("/v1/stats", "/v1/policies", "/v1/campaigns", "/v1/campaigns/c1", "/v1/campaigns/unknown"),
+    ],
+)
+def test_head_answers_as_get_would_without_its_body(served: Served, path: str) -> None:
+    # One connection: an answer whose end were unclear would spoil the next one.
+    with httpx.Client(base_url=served.url, timeout=60.0, limits=httpx.Limits(max_connections=1)) as http:
+        head = http.head(path)
+        with http.stream("GET", path) as got:
+            assert head.status_code == got.status_code
+            assert head.headers["content-type"] == got.headers["content-type"]
+        assert head.content == b""
+        assert http.get("/healthz").json() == {"status": "ok"}
+
+
+def test_head_of_what_is_no_get_is_405(served: Served) -> None:
+    refusal = served.http.head("/v1/events")
+    assert (refusal.status_code, refusal.headers["allow"], refusal.content) == (405, "POST", b"")
 
 
 def test_the_metrics_are_those_that_are_named_in_one_place(served: Served) -> None:

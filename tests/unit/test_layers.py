@@ -21,6 +21,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "optimizer.metrics",
         "optimizer.config",
         "optimizer.ids",
+        "optimizer.loop",
     ),
     ("optimizer.maths",),
     ("optimizer.stream",),

@@ -30,6 +30,14 @@ def test_help_comes_before_anything_heavy(module: str) -> None:
     assert loaded(code, (*HEAVY, "fastapi", "uvicorn")) == []
 
 
+@pytest.mark.parametrize("verb", ["join", "learn", "pretrain"])
+def test_help_of_every_role_comes_before_anything_heavy(verb: str) -> None:
+    code = (
+        f"import optimizer.__main__ as roles\ntry:\n    roles.main(['{verb}', '--help'])\nexcept SystemExit:\n    pass"
+    )
+    assert loaded(code) == []
+
+
 def test_serving_over_http_alone_loads_no_torch() -> None:
     code = (
         "import pathlib, tempfile\n"

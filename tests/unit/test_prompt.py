@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -48,6 +49,21 @@ def test_placeholders_become_the_campaigns_words() -> None:
     assert fill(made, "[product] by [brand] at [price]: [fact], [fact]") == (
         "Trail Runner 3 by Acme at $90: light, waterproof"
     )
+
+
+@pytest.mark.parametrize(
+    ("fact", "inside"),
+    [
+        ("Waterproof.", "Waterproof"),
+        ("Drop of 4.5 mm.", "Drop of 4.5 mm"),
+        ("Made in the U.S.A.", "Made in the U.S.A."),
+        ("And then...", "And then..."),
+        ("Why wait?", "Why wait?"),
+        (".", "."),
+    ],
+)
+def test_a_fact_loses_its_full_stop_inside_a_sentence(fact: str, inside: str) -> None:
+    assert fill(campaign(product=Product(name="X", facts=(fact,))), "[fact], and more") == f"{inside}, and more"
 
 
 def test_a_placeholder_without_words_stays_for_the_gate_to_refuse() -> None:
