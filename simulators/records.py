@@ -7,10 +7,9 @@ from collections.abc import Sequence
 from contextlib import closing
 from typing import get_args
 
-from optimizer.errors import AdloopError
 from optimizer.stream.dump import dump
-from optimizer.stream.log import TOPICS, EventLog
-from optimizer.stream.open import open_log, sqlite_path
+from optimizer.stream.log import TOPICS
+from optimizer.stream.open import open_log
 from optimizer.stream.quarantine import Place, list_, replay
 from optimizer.types import Reason
 from simulators.command import execute, line
@@ -22,16 +21,8 @@ def main(argv: Sequence[str]) -> int:
     return execute(lambda: _run(options))
 
 
-def existing_log(url: str) -> EventLog:
-    """The log at `url`, which must be there: a mistyped path must not make an empty one. Raises AdloopError."""
-    path = sqlite_path(url)
-    if path is not None and not path.is_file():
-        raise AdloopError(f"log: got {url!r}, expected an existing log; there is no file {path}")
-    return open_log(url)
-
-
 def _run(options: argparse.Namespace) -> int:
-    with closing(existing_log(options.url)) as log:
+    with closing(open_log(options.url, create=False)) as log:
         if options.verb == "log":
             for record in dump(log, options.topic):
                 line(record)

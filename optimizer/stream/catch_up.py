@@ -80,7 +80,9 @@ def take_over(log: EventLog, partition: int, store: StateStore, sources: Mapping
             # What the outbox says about a decision that others went on with has been overtaken.
             store.replace_outbox([record for record in outbox if (record.topic, record.key) not in tail.overtaken])
             decisions, events = (log.end(TopicPartition(topic, partition)) for topic in sources)
-            store.put(HOLD, msgspec.msgpack.encode(Hold(decisions, events, tail.as_of)))
+            held = hold_of(store)
+            as_of = tail.as_of if held is None else max(tail.as_of, held.as_of)
+            store.put(HOLD, msgspec.msgpack.encode(Hold(decisions, events, as_of)))
         store.advance(msgspec.structs.replace(before, outcomes=tail.outcomes_end, quarantine=tail.quarantine_end))
         store.commit()
     finally:

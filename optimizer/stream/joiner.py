@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Final, NamedTuple
@@ -26,6 +27,7 @@ from optimizer.stream.tokens import TokenKeys
 
 SOURCES: Final = ("decisions", "events")
 PUBLISHERS: Final = 8  # partitions published at once
+TAKE_AGAIN_MS: Final = 5_000  # what a newer owner took is taken back only where the group still calls it ours by then
 _NAMES: Final = (
     *("decisions", "events", "outcomes", "closed", "revisions", "duplicates", "duplicate_decisions", "tombstones"),
     *("waited", "let_go", "never_shown", "never_shown_clicks", "void_retractions", "unpublishable"),
@@ -83,14 +85,15 @@ class Joiner:
         self._assignment = _assignment(partitions, count)
         self._assigned = Assigned(-1, frozenset())
         self._parts: dict[int, PartitionJoiner] = {}
-        self._lost: set[int] = set()  # in this generation, to a newer owner
+        self._lost: dict[int, int] = {}  # in this generation, to a newer owner; and when that was
         self._stale = False  # an error left what is in memory half done
         self._reader: LogReader | None = None
         self._pool = ThreadPoolExecutor(max_workers=PUBLISHERS, thread_name_prefix="publish")
         self._dir = Path(state_dir)
         self._lock = _lock(self._dir)
         try:
-            self._reassign()
+            self._reassign(clean=True)
+            self._read_on()
         except BaseException:
             self._close(clean=False)
             raise
@@ -116,9 +119,11 @@ class Joiner:
 
     @property
     def caught_up(self) -> bool:
-        """Whether every partition works on what is new; False while one still catches up with the log, and before the
-        group has said for the first time which are ours."""
-        return self._assigned != Assigned(0, frozenset()) and all(part.caught_up for part in self._parts.values())
+        """Whether every partition works on what is new; False while one still catches up with the log or could not be
+        taken, and before the group has said for the first time which are ours."""
+        if self._assigned == Assigned(0, frozenset()) or self._assigned.partitions != self._parts.keys():
+            return False
+        return all(part.caught_up for part in self._parts.values())
 
     def event_time(self, partition: int) -> int | None:
         """The partition's event time (epoch ms); None before anything was let in."""
@@ -149,11 +154,14 @@ class Joiner:
         """Read up to `max_records`, waiting up to `timeout_s` for the first; returns how many records were read and
         timers fired, 0 where there was nothing to do. After an error the next step starts from the last commit."""
         stale, self._stale = self._stale, True
-        self._reassign()
+        before = list(self._parts.values())
+        self._reassign(clean=not stale)
         if stale:
-            for part in self._parts.values():
-                part.restore()
-            self._read_on()
+            for part in before:
+                if part in self._parts.values():
+                    part.restore()
+            self._close_reader()
+        self._read_on()
         self._publish()
         worked = self._join(max_records, timeout_s)
         self._stale = False
@@ -208,46 +216,58 @@ class Joiner:
         if fenced and not isinstance(self._assignment, Fixed):
             errors = [error for error in errors if not isinstance(error, Fenced)]
             for part in fenced:
-                self._lost.add(part.partition)
+                self._lost[part.partition] = self._clock.now_ms()
                 self._drop(part.partition, clean=False)
+            self._close_reader()
             self._read_on()
         if errors:
             raise errors[0]
 
-    def _reassign(self) -> None:
-        """Give up what is no longer ours and take up what is new."""
+    def _reassign(self, clean: bool) -> None:
+        """Give up what is no longer ours and take up what is new; `clean`: what is in memory is what was committed.
+
+        What can't be taken now (a broker that is away, a full disk) raises, and is tried again at the next step."""
         assigned = self._assignment.current()
-        if assigned == self._assigned:
-            return
-        self._assigned = assigned
-        self._lost.clear()
+        if assigned != self._assigned:
+            self._assigned = assigned
+            self._lost.clear()
         before = set(self._parts)
         for partition in before - assigned.partitions:
-            self._drop(partition, clean=True)
-        for partition in sorted(assigned.partitions - before):
-            self._parts[partition] = PartitionJoiner(
-                self._log,
-                partition,
-                self._dir / f"partition-{partition}",
-                self._identity,
-                self._keys,
-                self._rules,
-                self._durable,
+            self._drop(partition, clean)
+        try:
+            for partition in sorted(assigned.partitions - before):
+                if self._may_take(partition):
+                    self._parts[partition] = self._taken(partition)
+        finally:
+            if before != set(self._parts):
+                self._parts = dict(sorted(self._parts.items()))
+                self._close_reader()
+
+    def _may_take(self, partition: int) -> bool:
+        """Two joiners may both believe that a partition is theirs, one of them from an answer of the group that has
+        been overtaken: whoever lost it waits until the other must have heard, lest nobody has it in the end."""
+        lost = self._lost.get(partition)
+        return lost is None or self._clock.now_ms() - lost >= TAKE_AGAIN_MS
+
+    def _taken(self, partition: int) -> PartitionJoiner:
+        if partition >= (count := self._log.partitions("decisions")):
+            raise ConfigError(
+                f"partitions: the group gives out partition {partition}, expected 0 to {count - 1}: their number was "
+                "changed, so keys and what belongs to them no longer meet; start a new log under another prefix, and "
+                "copy the records over"
             )
-        self._parts = dict(sorted(self._parts.items()))
-        if before != set(self._parts):
-            self._read_on()
+        folder = self._dir / f"partition-{partition}"
+        return PartitionJoiner(self._log, partition, folder, self._identity, self._keys, self._rules, self._durable)
 
     def _drop(self, partition: int, clean: bool) -> None:
         self._parts.pop(partition).close(clean)
 
     def _read_on(self) -> None:
-        """A reader of what is ours, from where its state stands."""
+        """A reader of what is ours, from where its state stands, if there is none."""
+        if self._reader is not None:
+            return
         for part in self._parts.values():
             part.rewind()
-        if self._reader is not None:
-            self._reader.close()
-            self._reader = None
         positions = {
             TopicPartition(topic, p): position
             for p, part in self._parts.items()
@@ -256,17 +276,22 @@ class Joiner:
         if positions:
             self._reader = self._log.reader(positions)
 
+    def _close_reader(self) -> None:
+        if self._reader is not None:
+            self._reader.close()
+            self._reader = None
+
     def _lag(self, at: TopicPartition) -> int:
         return 0 if self._reader is None else max(0, self._log.end(at) - self._reader.position(at))
 
     def _close(self, clean: bool) -> None:
-        for partition in list(self._parts):
-            self._drop(partition, clean)
-        if self._reader is not None:
-            self._reader.close()
-        self._pool.shutdown()
-        self._assignment.close()
-        self._lock.close()
+        with ExitStack() as stack:  # all of it, whatever goes wrong on the way
+            stack.callback(self._lock.close)
+            stack.callback(self._assignment.close)
+            stack.callback(self._pool.shutdown)
+            stack.callback(self._close_reader)
+            for partition in self._parts:
+                stack.callback(self._drop, partition, clean)
 
 
 def _outcome(part: PartitionJoiner) -> Exception | None:

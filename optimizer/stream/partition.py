@@ -236,15 +236,17 @@ class PartitionJoiner:
     def close(self, clean: bool = False) -> None:
         """Give the state and the right to publish back; nothing is lost without it. `clean`: what was published is
         forgotten now, and not with the next transaction."""
-        if clean and self._published_to:
-            self._store.begin()
-            self._store.drop_outbox(self._published_to)
-            self._store.advance(self._progress)
-            self._store.commit()
-        if self._publisher is not None:
-            self._publisher.close()
-            self._publisher = None
-        self._store.close()
+        try:
+            if clean and self._published_to:
+                self._store.begin()
+                self._store.drop_outbox(self._published_to)
+                self._store.advance(self._progress)
+                self._store.commit()
+        finally:
+            if self._publisher is not None:
+                self._publisher.close()
+                self._publisher = None
+            self._store.close()
 
     def rewind(self) -> None:
         """Reading begins anew at `positions`: forget what has been read beyond them."""

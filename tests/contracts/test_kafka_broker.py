@@ -21,6 +21,7 @@ from optimizer.stream.kafka_reader import KafkaReader
 from optimizer.stream.kafka_url import parse_kafka_url
 from optimizer.stream.log import Append, EventLog, LogReader, Record, TopicPartition, whole
 from optimizer.stream.open import open_log
+from simulators.cli import main as adloop
 from tests.contracts.log_suite import read
 from tests.kafka_rig import PASSWORD, USER, new_prefix, running_broker, url
 
@@ -206,6 +207,18 @@ def test_a_retention_is_set_where_it_is_wanted(broker: Broker) -> None:
     assert settings[prefix + "events"]["retention.ms"] == str(30 * 24 * 3_600_000)
     assert settings[prefix + "candidates"]["retention.ms"] == "-1"
     admin.close()
+
+
+@both_clients
+def test_looking_at_a_log_that_is_not_there_makes_no_topics(
+    broker: Broker, client: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prefix = new_prefix()
+    for command in (["log", "dump", url(broker, prefix, client), "events"], ["quarantine", "list", "--log"]):
+        assert adloop(command if command[0] == "log" else [*command, url(broker, prefix, client)]) == 1
+        assert "expected an existing log; correct the prefix" in capsys.readouterr().err
+    with KafkaAdminClient(bootstrap_servers=broker.bootstrap) as admin:
+        assert not [name for name in admin.list_topics() if name.startswith(prefix)]
 
 
 @both_clients

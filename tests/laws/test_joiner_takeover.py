@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from optimizer.errors import Fenced
+from optimizer.errors import ConfigError, Fenced
 from optimizer.stream.assignment import Assigned
 from optimizer.stream.joiner import Joiner
 from optimizer.stream.log import Append
@@ -164,3 +165,84 @@ def test_shares_move_between_two_joiners_of_a_group(tmp_path: Path) -> None:
     for joiner in joiners:
         joiner.close()
     rig.log.close()
+
+
+def test_a_partition_that_could_not_be_taken_is_taken_at_the_next_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rig = Rig(tmp_path, partitions=2)
+    rig.joiner.close()
+    shares = Shares(0)
+    rig.joiner = other(rig, "a", shares)
+    made = [decision(f"d{i}") for i in range(10)]
+    rig.put(*made, *(event(d, "i") for d in made))
+
+    def away(partition: int) -> None:
+        raise OSError("no broker answers")
+
+    shares.give(0, 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(rig.log, "publisher", away)
+        for _ in range(2):
+            with pytest.raises(OSError, match="no broker answers"):
+                rig.joiner.step()
+            assert not rig.joiner.caught_up, "not ready while a partition of ours is at nobody's hands"
+    assert len(rig.join()) == 10
+    assert rig.joiner.caught_up
+    rig.close()
+
+
+def test_what_was_fenced_by_a_late_owner_is_taken_back_while_the_group_calls_it_ours(tmp_path: Path) -> None:
+    rig = Rig(tmp_path, partitions=1)
+    rig.joiner.close()
+    shares = Shares(0)
+    rig.joiner = other(rig, "a", shares)
+    rig.join(D, event(D, "i"))
+    with other(rig, "late"):  # had not heard that the partition is no longer its own, and hears it now
+        rig.put(event(D, "c", "click", T0 + 5))
+        drain(rig.joiner)
+        assert not rig.joiner.caught_up
+    rig.clock.advance(4_999)
+    drain(rig.joiner)
+    assert rig.joiner.figures() == {}, "the other one may be the rightful owner, and we the late one"
+    rig.clock.advance(1)
+    assert rig.join()["d1"]["components"]["click"] == 1
+    assert rig.joiner.caught_up
+    rig.close()
+
+
+def test_a_partition_given_up_after_a_failed_commit_stays_where_it_was_last_committed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rig = Rig(tmp_path)
+    rig.joiner.close()
+    shares = Shares(0)
+    rig.joiner = other(rig, "a", shares)
+    rig.join(D, event(D, "i"))
+    part = rig.joiner._parts[0]
+
+    def full() -> None:
+        part._store.rollback()  # as SQLite does by itself where a disk is full
+        raise sqlite3.OperationalError("database or disk is full")
+
+    rig.put(event(D, "c", "click", T0 + 5))
+    with monkeypatch.context() as patch:
+        patch.setattr(part._store, "commit", full)
+        with pytest.raises(sqlite3.OperationalError):
+            rig.joiner.step()
+    shares.give()
+    rig.joiner.step()
+    shares.give(0)
+    assert rig.join()["d1"]["components"]["click"] == 1
+    rig.close()
+
+
+def test_a_partition_beyond_those_of_the_start_stops_the_joiner(tmp_path: Path) -> None:
+    rig = Rig(tmp_path, partitions=2)
+    rig.joiner.close()
+    shares = Shares(0, 1)
+    rig.joiner = other(rig, "a", shares)
+    shares.give(0, 1, 2)
+    with pytest.raises(ConfigError, match=r"gives out partition 2, expected 0 to 1.*under another prefix"):
+        rig.joiner.step()
+    rig.close()
