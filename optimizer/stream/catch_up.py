@@ -113,21 +113,28 @@ class _Tail:
 
     def outcomes(self) -> Iterator[tuple[str, Published]]:
         at = TopicPartition("outcomes", self._partition)
-        for record in self._foreign(at, self.outcomes_end):
+        ours: dict[str, Published] = {}
+        for record, foreign in self._read(at, self.outcomes_end):
             last = _decoded(_OUTCOME, record)
             content = Attributed(last.impression_ts, last.click_ts, last.components, last.reward, last.events)
-            self.as_of = max(self.as_of, last.as_of)
-            self._note("outcomes", last.decision_id)
-            yield last.decision_id, Published(last.revision, last.state == "closed", content)
+            published = Published(last.revision, last.state == "closed", content)
+            if foreign:
+                self.as_of = max(self.as_of, last.as_of)
+                self._note("outcomes", last.decision_id)
+                yield last.decision_id, published
+            elif (before := ours.get(last.decision_id)) is None or published.revision > before.revision:
+                ours[last.decision_id] = published
+        # Another joiner's revision may be the same as ours, byte for byte, where an earlier one of its was not.
+        yield from ((key, published) for key, published in ours.items() if ("outcomes", key) in self.overtaken)
         self.outcomes_end = self._log.end(at)
 
     def refusals(self, sources: Mapping[str, str]) -> Iterator[tuple[str, int, str]]:
         names = {name: topic for topic, name in sources.items()}
         at = TopicPartition("quarantine", 0)
         end = self._log.end(at)  # before the reading: joiners of other partitions go on writing here
-        for record in self._foreign(at, self.quarantine_end):
+        for record, foreign in self._read(at, self.quarantine_end):
             refusal = _decoded(_REFUSAL, record)
-            if refusal.topic in names and refusal.partition == self._partition:
+            if foreign and refusal.topic in names and refusal.partition == self._partition:
                 self._note("quarantine", (record.key or b"").decode())
                 yield names[refusal.topic], refusal.offset, refusal.reason
         self.quarantine_end = end
@@ -137,15 +144,15 @@ class _Tail:
         if (topic, key) in self._keys:
             self.overtaken.add((topic, key))
 
-    def _foreign(self, at: TopicPartition, position: int) -> Iterator[Record]:
-        """The records that are not from our own outbox, published just before a crash."""
+    def _read(self, at: TopicPartition, position: int) -> Iterator[tuple[Record, bool]]:
+        """The records from there to the end, and whether each is foreign: not from our own outbox, published just
+        before a crash."""
         reader = self._log.reader({at: position})
         try:
             while records := reader.poll(POLL_RECORDS):
                 for record in records:
                     key = (record.key or b"").decode("utf-8", "replace")
-                    if (at.topic, key, record.value) not in self._own:
-                        yield record
+                    yield record, (at.topic, key, record.value) not in self._own
         finally:
             reader.close()
 

@@ -246,3 +246,23 @@ def test_a_partition_beyond_those_of_the_start_stops_the_joiner(tmp_path: Path) 
     with pytest.raises(ConfigError, match=r"gives out partition 2, expected 0 to 1.*under another prefix"):
         rig.joiner.step()
     rig.close()
+
+
+def test_a_revision_that_is_the_same_as_ours_by_chance_is_still_the_others(tmp_path: Path) -> None:
+    # Found by hypothesis: both come to the same second revision by way of another first one.
+    rig = Rig(tmp_path)
+    rig.joiner.close()
+    made = decision(ts=T0 + 3_000)
+    told = event(made, "i", received_ts=T0 + 1_000), event(made, "c", "click", received_ts=T0 + 9_000)
+    late = other(rig, "late")
+    with other(rig, "first") as first:
+        for record in (made, *told):
+            rig.put(record)
+            drain(first)
+    with pytest.raises(Fenced):
+        late.step()
+    rig.put(event(made, "r", "rating", value=1.0))
+    drain(late)
+    assert last_revisions(rig.log)["d1"]["revision"] == 3
+    late.close()
+    rig.log.close()
