@@ -9,7 +9,12 @@ from typing import Any, Protocol, cast
 from optimizer.errors import ConfigError
 
 # The worlds that have a short name: where each is, imported when it is asked for.
-WORLDS = {"market": "simulators.worlds.market:Market", "subtle": "simulators.worlds.market:Subtle"}
+WORLDS = {
+    "market": "simulators.worlds.market:Market",
+    "subtle": "simulators.worlds.market:Subtle",
+    "phrases": "simulators.worlds.phrases:Phrases",
+    "sparse": "simulators.worlds.phrases:Sparse",
+}
 
 
 class World(Protocol):

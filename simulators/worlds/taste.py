@@ -118,34 +118,34 @@ def about(masked: str, goods: str) -> tuple[float, float]:
 
 
 class Taste(NamedTuple):
-    """What one kind of person likes, in logits: a weight for each feature and for pairs of features together."""
+    """What one kind of person likes, in logits: float64[K], a weight for each feature, and float64[K, K], one for two
+    features together."""
 
     weights: Vector
-    pairs: tuple[tuple[int, int, float], ...]
+    pairs: Vector
 
     def utility(self, matrix: Vector) -> Vector:
         """float64[N] for features float64[N, K]."""
-        value = matrix @ self.weights
-        for left, right, weight in self.pairs:
-            value = value + weight * matrix[:, left] * matrix[:, right]
-        return value
+        together: Vector = np.einsum("nk,nk->n", matrix @ self.pairs, matrix)
+        return matrix @ self.weights + together
 
 
 def mixed(tastes: Sequence[tuple[float, Taste]]) -> Taste:
     """The weighted sum of tastes."""
-    weights = sum((share * taste.weights for share, taste in tastes), np.zeros(len(names())))
-    pairs = tuple((i, j, share * weight) for share, taste in tastes for i, j, weight in taste.pairs)
-    return Taste(weights, pairs)
+    size = len(names())
+    weights = sum((share * taste.weights for share, taste in tastes), np.zeros(size))
+    return Taste(weights, sum((share * taste.pairs for share, taste in tastes), np.zeros((size, size))))
 
 
 def drawn(rng: np.random.Generator, couples: int) -> Taste:
-    """A taste: Laplace weights (a few strong likes and dislikes), weaker ones for forms, and `couples` pairs."""
+    """A taste: Laplace weights (a few strong likes and dislikes), weaker ones for forms, and `couples` draws of a topic
+    with a tone or form that go well together or badly."""
     kinds = lexicon()
     topics, tones = len(kinds.topics), len(kinds.tones)
     scale = np.concatenate([np.full(topics, 1.0), np.full(tones, 0.8), np.full(len(FORMS), 0.45)])
     weights = rng.laplace(0.0, 1.0, scale.size) * scale
-    pairs = tuple(
-        (int(rng.integers(topics)), int(rng.integers(topics, scale.size)), float(rng.normal(0.0, 1.2)))
-        for _ in range(couples)
-    )
+    pairs = np.zeros((scale.size, scale.size))
+    for _ in range(couples):
+        left, right = int(rng.integers(topics)), int(rng.integers(topics, scale.size))
+        pairs[left, right] += float(rng.normal(0.0, 1.2))
     return Taste(weights, pairs)

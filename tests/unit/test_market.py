@@ -16,8 +16,9 @@ from optimizer.learning.prompt import fill
 from optimizer.types import Campaign, Product
 from simulators.worlds import load_world, taste
 from simulators.worlds.language import Language
-from simulators.worlds.market import CEILING, SEGMENTS, Market, saturated
+from simulators.worlds.market import SEGMENTS, Market
 from simulators.worlds.oracle import best_text
+from simulators.worlds.people import saturated
 
 
 @cache
@@ -205,9 +206,9 @@ def test_copy_for_other_goods_earns_less() -> None:
 
 
 def test_likes_saturate() -> None:
-    values = saturated(np.linspace(-3, 30, 200))
+    values = saturated(np.linspace(-3, 30, 200), 6.0)
     assert np.all(np.diff(values) >= 0)
-    assert values.max() <= CEILING
+    assert values.max() <= 6.0
     once = taste.features("Calm.")[taste.names().index("topic calm")]
     more = taste.features("Calm and quiet and peace and breath.")[taste.names().index("topic calm")]
     assert once < more < 2 * once
@@ -312,6 +313,6 @@ def test_the_search_finds_the_best_pair_in_a_small_case() -> None:
 
 
 def test_the_world_imports_nothing_of_what_it_judges() -> None:
-    for name in ("market", "taste", "language", "oracle"):
+    for name in ("market", "phrases", "people", "catalogue", "taste", "language", "oracle"):
         source = (taste.DATA.parent / f"{name}.py").read_text(encoding="utf-8")
         assert not re.search(r"^\s*(?:from|import) (?:optimizer|serving)", source, re.MULTILINE), name
