@@ -13,6 +13,8 @@ DIR ?= data
 PORT ?= 8080
 KAFKA_PORT ?= 9092
 ARGS ?=
+# 1: the demo's four roles as processes of their own over a broker of their own; HOST:PORT: over that broker.
+KAFKA ?=
 
 .PHONY: test-faults help setup demo up replay kafka kafka-stop test lint type check bench lock clean
 
@@ -26,8 +28,12 @@ setup: $(READY) ## install everything into .venv, from requirements.lock, hashes
 $(READY): requirements.lock pyproject.toml scripts/setup
 	@scripts/setup
 
-demo: $(READY) ## train or load the tiny model, serve a simulated market, end with a summary and a report
-	@exec $(RUN)/python -m simulators demo $(ARGS)
+demo: $(READY) ## train or load the tiny model, serve a simulated market, end with a summary and a report (KAFKA=1)
+	@case '$(KAFKA)' in \
+	  '') exec $(RUN)/python -m simulators demo $(ARGS) ;; \
+	  1) exec scripts/kafka run $(RUN)/python -m simulators demo --log 'kafka://BROKER?prefix=demo.' $(ARGS) ;; \
+	  *) exec $(RUN)/python -m simulators demo --log "kafka://$(KAFKA)?prefix=demo-$$(date +%s)." $(ARGS) ;; \
+	esac
 
 up: $(READY) ## serve for real: all four roles in one process (DIR=data PORT=8080)
 	@exec $(RUN)/python -m serving --all --data '$(DIR)' --port '$(PORT)' $(ARGS)

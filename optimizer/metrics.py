@@ -7,15 +7,15 @@ from typing import Final, Literal, NamedTuple
 
 
 class Metric(NamedTuple):
-    """One metric as `/metrics` shows it; `unit` is what its value counts. `join_only`: by `join --metrics-port`
-    alone, not by serving."""
+    """One metric as `/metrics` shows it; `unit` is what its value counts. `of_joiner`: where a joiner is,
+    so by `join --metrics-port` and by `serving --all`."""
 
     name: str
     kind: Literal["counter", "gauge", "histogram"]
     unit: str
     labels: tuple[str, ...]
     meaning: str
-    join_only: bool = False
+    of_joiner: bool = False
 
 
 METRICS: Final = (
@@ -32,15 +32,21 @@ METRICS: Final = (
     Metric("adloop_outcomes_remembered", "gauge", "decisions", (), "Decisions held in memory for the statistics"),
     Metric("adloop_outcomes_forgotten", "gauge", "revisions", (), "Revisions that came too late for the statistics"),
     # joiner
-    Metric("adloop_joiner_lag_records", "gauge", "records", (), "Decisions and events the joiner has not read yet"),
-    Metric("adloop_joiner_open_decisions", "gauge", "decisions", (), "Decisions held since they can still change"),
+    Metric(
+        "adloop_joiner_open_decisions",
+        "gauge",
+        "decisions",
+        (),
+        "Decisions held since they can still change",
+        of_joiner=True,
+    ),
     Metric(
         "adloop_joiner_partition_lag_records",
         "gauge",
         "records",
         ("topic", "partition"),
         "Records of a partition that its joiner has not read yet",
-        join_only=True,
+        of_joiner=True,
     ),
     Metric(
         "adloop_joiner_event_time_age_seconds",
@@ -48,7 +54,7 @@ METRICS: Final = (
         "seconds",
         ("partition",),
         "How far a partition's event time is behind the clock",
-        join_only=True,
+        of_joiner=True,
     ),
     Metric(
         "adloop_joiner_delay_seconds",
@@ -56,7 +62,7 @@ METRICS: Final = (
         "seconds",
         (),
         "From an event's receipt to the publishing of the revision that it made",
-        join_only=True,
+        of_joiner=True,
     ),
     Metric(
         "adloop_joiner_revisions",
@@ -64,7 +70,7 @@ METRICS: Final = (
         "revisions",
         (),
         "Revisions of outcomes fixed for publishing",
-        join_only=True,
+        of_joiner=True,
     ),
     Metric(
         "adloop_joiner_quarantined",
@@ -72,7 +78,7 @@ METRICS: Final = (
         "records",
         ("reason",),
         "Records that the joiner refused",
-        join_only=True,
+        of_joiner=True,
     ),
     Metric(
         "adloop_joiner_catch_up_records",
@@ -80,12 +86,11 @@ METRICS: Final = (
         "records",
         ("partition",),
         "Records that a rebuild, or a partition taken over, still has to read before it publishes",
-        join_only=True,
+        of_joiner=True,
     ),
     Metric(
-        "adloop_joiner_ready", "gauge", "joiners", (), "1 where every partition has caught up, else 0", join_only=True
+        "adloop_joiner_ready", "gauge", "joiners", (), "1 where every partition has caught up, else 0", of_joiner=True
     ),
-    Metric("adloop_quarantined_records", "gauge", "records", (), "Records that the joiner refused"),
 )
 
 

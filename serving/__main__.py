@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 from optimizer.clock import SystemClock
 from optimizer.errors import AdloopError
+from optimizer.loop import step_until
 from serving.settings import Settings, settings_from
 
 if TYPE_CHECKING:
@@ -73,7 +74,6 @@ def run_server(settings: Settings, host: str, port: int) -> int:
 def run_generator(settings: Settings) -> int:
     """Write pools until a signal. The learner publishes the first version; before that there is nothing to write."""
     from optimizer.stream.open import open_log
-    from serving.loop import IDLE_S
     from serving.roles import LearningOnce, PromptGuard, make_generator
 
     stopping = threading.Event()
@@ -83,10 +83,8 @@ def run_generator(settings: Settings) -> int:
         opened = LearningOnce(settings.data, settings.model)
         seed = int.from_bytes(os.urandom(7), "little")
         generator = make_generator(log, opened, SystemClock(), seed, PromptGuard(settings.data, expected=False))
-        print("generating; Ctrl-C stops", file=sys.stderr)
-        while not stopping.is_set():
-            if not generator.step():
-                stopping.wait(IDLE_S)
+        print("generating; Ctrl-C stops", file=sys.stderr, flush=True)
+        step_until(stopping, generator.step)
     return 0
 
 
@@ -124,6 +122,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on; beyond loopback needs API keys")
     parser.add_argument("--log", metavar="URL", help="the event log (default: sqlite:///DIR/log.db)")
     parser.add_argument("--all", action="store_true", help="run generator, joiner and learner in this process as well")
+    parser.add_argument(
+        "--joiner",
+        action="append",
+        metavar="URL",
+        help="http://HOST:PORT of a joiner's --metrics-port, for the live page; may be given several times",
+    )
     parser.add_argument("--production", action="store_true", help="refuse to start without API and token keys")
     parser.add_argument("--model", metavar="NAME_OR_PATH", help="a Hugging Face causal LM (default: the tiny one)")
     return parser

@@ -14,6 +14,7 @@ from typing import Any, Literal
 from optimizer.ids import variant_id
 from optimizer.maths.intervals import lift
 from optimizer.types import Campaign, Outcome, PolicyRecord, Pool
+from serving.joiners import StreamFigures
 from serving.series import CONTROL, Bin, Count, group_name, version_groups, version_number
 from serving.sheets import MAX_TEXT_CHARS, CampaignSheet, Fresh, Sheet, best, entries, newest, text_of
 from serving.summary import AxisKind, curve, lift_missing, rate, stratified_lift
@@ -46,12 +47,11 @@ class LiveBoard:
         self._versions = 0
         self._kl: deque[tuple[int, float]] = deque(maxlen=MAX_KL_POINTS)
         self._kl_budget: float | None = None
-        self._gauges: dict[str, int | str | None] = {
-            "events_waiting": None,
-            "open_decisions": None,
+        self._gauges: dict[str, str] = {
             "learner": "waiting",
             "learner_reason": "",
         }
+        self._stream: dict[str, Any] | None = None
 
     # -- what happens --------------------------------------------------------------------------------------------------
 
@@ -123,25 +123,43 @@ class LiveBoard:
             self.changes += 1
 
     def set_gauges(
-        self,
-        events_waiting: int | None = None,
-        open_decisions: int | None = None,
-        learner: LearnerState = "running",
-        learner_reason: str = "",
-        kl_budget: float | None = None,
+        self, learner: LearnerState = "running", learner_reason: str = "", kl_budget: float | None = None
     ) -> None:
-        """What no record says: events not yet joined, decisions that can still change, what the learner does and why,
-        the KL budget in nats per sequence. None for a gauge that this process cannot read."""
-        gauges = {
-            "events_waiting": events_waiting,
-            "open_decisions": open_decisions,
-            "learner": learner,
-            "learner_reason": learner_reason,
-        }
+        """What no record says: what the learner does and why, the KL budget in nats per sequence."""
+        gauges = {"learner": learner, "learner_reason": learner_reason}
         with self._lock:
             budget = self._kl_budget if kl_budget is None else kl_budget
             if gauges != self._gauges or budget != self._kl_budget:
                 self._gauges, self._kl_budget = gauges, budget
+                self.changes += 1
+
+    def set_stream(
+        self, figures: StreamFigures | None, median_s: float | None = None, most_s: float | None = None
+    ) -> None:
+        """What the joiners do; None where this process does not see any. `median_s`, `most_s`: median and 99th
+        percentile of the delay from an event's receipt to its outcome, in the last minute."""
+        stream: dict[str, Any] | None = None
+        if figures is not None:
+            lanes = [
+                # Whole seconds: on a quiet stream the page would else change with every look.
+                lane._replace(age_s=None if lane.age_s is None else float(round(lane.age_s)))._asdict()
+                for lane in figures.lanes
+            ]
+            stream = {
+                "joiners": figures.joiners,
+                "silent": figures.silent,
+                "ready": figures.ready,
+                "waiting": figures.waiting,
+                "open_decisions": figures.open_decisions,
+                "revisions": figures.revisions,
+                "quarantined": dict(figures.quarantined),
+                "median_s": median_s,
+                "most_s": most_s,
+                "lanes": lanes,
+            }
+        with self._lock:
+            if stream != self._stream:
+                self._stream = stream
                 self.changes += 1
 
     def close(self) -> None:
@@ -195,6 +213,7 @@ class LiveBoard:
                 "policy_count": len(self._policies),
                 "live": live[-1] if live else None,
                 **self._gauges,
+                "stream": self._stream,
             }
             shown = entries(chosen)
         # Ranking thousands of texts takes milliseconds: whoever counts outcomes must not wait for it.

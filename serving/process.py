@@ -15,11 +15,11 @@ from serving.app import build_app
 from serving.board import LearnerState, LiveBoard
 from serving.guardrails import Gate
 from serving.health import Health, Metrics
+from serving.joiners import ASK_EVERY_S, Asking, Delays, Joining
 from serving.live import live_router
-from serving.loop import RoleThread, Steps
+from serving.loop import IDLE_S, RoleThread, Steps
 from serving.operate import Operator
 from serving.roles import (
-    Joining,
     LearningOnce,
     PromptGuard,
     Writer,
@@ -50,7 +50,8 @@ class Process:
         self._on_fatal: Callable[[], None] = self._stopping.set
         self.board = LiveBoard()
         self.views = Views(log, load_critic(settings.data), Gate().check, self.board)
-        self._joining = Joining()
+        self._joining = Joining(clock) if settings.all_roles else Asking(settings.joiners)
+        self._delays = Delays()
         self._writer = Writer()
         self._prompts = PromptGuard(settings.data, settings.all_roles, settings.model)
         # Ids must never repeat between processes, so production draws its seed from the operating system.
@@ -66,23 +67,26 @@ class Process:
         )
         self.operator = Operator(log, clock, self.views, settings.data, files_damage(settings.data))
         self.health = Health(self.views, log_refuses=self.service.log_refuses)
-        self.parts = Parts(self.service, self.operator, settings.api_keys, self.health, Metrics(self._gauges()))
+        self.parts = Parts(self.service, self.operator, settings.api_keys, self.health, self._metrics())
         self.app = build_app(self.parts, live_router(self.board, clock))
 
     def start(self, on_fatal: Callable[[], None]) -> None:
         """Start the roles. `on_fatal` is called, in a role's thread, once `fault` is set."""
         self._on_fatal = on_fatal
         self._add("views", lambda: _Following(self))
+        if isinstance(self._joining, Asking) and self._settings.joiners:
+            self._add("joiners", lambda: self._joining, idle_s=ASK_EVERY_S)
         if self._settings.all_roles:
             self._add_background()
         for role in self._roles:
             role.start()
 
     def _add_background(self) -> None:
-        settings, log, clock = self._settings, self._log, self._clock
+        settings, log, clock, joining = self._settings, self._log, self._clock, self._joining
         opened = LearningOnce(settings.data, settings.model)
         seed = int.from_bytes(os.urandom(7), "little")
-        self._add("joiner", lambda: self._joining.role(log, settings.data, settings.token_keys, clock))
+        if isinstance(joining, Joining):
+            self._add("joiner", lambda: joining.role(log, settings.data, settings.token_keys, clock))
         self._add("learner", lambda: make_learner(log, opened, clock), self.operator.paused)
         self._add(
             "generator", lambda: self._writer.role(lambda: make_generator(log, opened, clock, seed, self._prompts))
@@ -90,6 +94,10 @@ class Process:
 
     def show_gauges(self) -> None:
         """Tell the page what no record of the log says."""
+        stream = self._joining.figures()
+        if stream is not None:
+            self._delays.take(time.monotonic(), stream.delays)
+        self.board.set_stream(stream, self._delays.quantile(0.5), self._delays.quantile(0.99))
         if not self._settings.all_roles:
             self.board.set_gauges(learner="paused" if self.operator.paused() else "running")
             return
@@ -100,7 +108,7 @@ class Process:
         elif state == "starting":
             learner = "waiting"
         reason = {"halted": state, "waiting": "the language model is being prepared"}.get(learner, "")
-        self.board.set_gauges(self._joining.events_waiting, self._joining.open_decisions, learner, reason)
+        self.board.set_gauges(learner, reason)
 
     def closing(self) -> None:
         """The end has come: open event streams end."""
@@ -120,25 +128,34 @@ class Process:
             self.views.close()
         return all(ended)
 
-    def _add(self, name: str, make: Callable[[], Steps], paused: Callable[[], bool] = lambda: False) -> None:
-        self._roles.append(RoleThread(name, make, self.health, self._stopping, self._fail, paused))
+    def _add(
+        self,
+        name: str,
+        make: Callable[[], Steps],
+        paused: Callable[[], bool] = lambda: False,
+        idle_s: float = IDLE_S,
+    ) -> None:
+        self._roles.append(RoleThread(name, make, self.health, self._stopping, self._fail, paused, idle_s))
 
     def _fail(self, fault: str) -> None:
         if self.fault is None:
             self.fault = fault
         self._on_fatal()
 
-    def _gauges(self) -> dict[str, Callable[[], float]]:
-        return {
-            "adloop_bad_records": lambda: self.views.bad_records,
-            "adloop_refused_versions": lambda: self.views.refused_versions,
-            "adloop_role_restarts": lambda: sum(role.restarts for role in self._roles),
-            "adloop_outcomes_remembered": lambda: len(self.views.ledger),
-            "adloop_outcomes_forgotten": lambda: self.views.ledger.forgotten,
-            "adloop_joiner_lag_records": lambda: self._joining.events_waiting,
-            "adloop_joiner_open_decisions": lambda: self._joining.open_decisions,
-            "adloop_quarantined_records": lambda: sum(self._joining.quarantined.values()),
-        }
+    def _metrics(self) -> Metrics:
+        """The server's figures, and those of a joiner in this process."""
+        metrics = Metrics(
+            {
+                "adloop_bad_records": lambda: self.views.bad_records,
+                "adloop_refused_versions": lambda: self.views.refused_versions,
+                "adloop_role_restarts": lambda: sum(role.restarts for role in self._roles),
+                "adloop_outcomes_remembered": lambda: len(self.views.ledger),
+                "adloop_outcomes_forgotten": lambda: self.views.ledger.forgotten,
+            }
+        )
+        if isinstance(self._joining, Joining):
+            metrics.registry.register(self._joining.exported)
+        return metrics
 
 
 class _Following:

@@ -9,7 +9,6 @@ import json
 import logging
 import os
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,9 +17,7 @@ from optimizer.clock import Clock
 from optimizer.errors import FieldError, StoreError
 from optimizer.learning.prompt import build_prompt
 from optimizer.store import PolicyStore
-from optimizer.stream.joiner import Joiner
 from optimizer.stream.log import EventLog
-from optimizer.stream.tokens import TokenKeys
 from optimizer.types import Campaign, PolicyRecord, Pool
 from serving.guardrails import Gate
 from serving.loop import Steps
@@ -37,7 +34,6 @@ logger = logging.getLogger(__name__)
 
 SURE_PROMPT_BYTES = 256  # the tiny model takes 256 tokens, and no text has more byte-level BPE tokens than bytes
 FRESH_WAIT_S = 0.05
-FIGURES_EVERY_S = 0.25
 # transformers is safe for neither of two things in two threads at once: its lazy import, and building a model from
 # files (while it does, torch makes tensors without data in every thread).
 LOADING = threading.RLock()
@@ -232,38 +228,3 @@ def make_learner(log: EventLog, opened: LearningOnce, clock: Clock) -> Steps:
     with LOADING:
         share_processor()
         return learning.learner(log, clock)
-
-
-class Joining:
-    """The joiner as a role, and its figures as of a moment ago for other threads."""
-
-    def __init__(self) -> None:
-        self.events_waiting = 0
-        self.open_decisions = 0
-        self.quarantined: dict[str, int] = {}
-        self._joiner: Joiner | None = None
-        self._looked = 0.0
-
-    def role(self, log: EventLog, data: Path, keys: TokenKeys, clock: Clock) -> Steps:
-        """Open the joiner's state in `DIR/joiner`. Raises ConfigError where it is another log's or in use."""
-        self._joiner = Joiner(log, data / "joiner", keys, clock)
-        return self
-
-    def step(self) -> int:
-        """One step of the joiner; its figures are taken now and then, in its own thread."""
-        joiner = self._joiner
-        if joiner is None:
-            return 0
-        done = joiner.step()
-        now = time.monotonic()
-        if now - self._looked > FIGURES_EVERY_S:
-            self._looked = now
-            self.events_waiting, self.open_decisions = joiner.lag(), joiner.open_decisions
-            quarantined = joiner.counts["quarantined"]
-            self.quarantined = dict(quarantined) if isinstance(quarantined, dict) else {}
-        return done
-
-    def close(self) -> None:
-        if self._joiner is not None:
-            self._joiner.close()
-            self._joiner = None

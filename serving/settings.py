@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
+from urllib.parse import urlsplit
 
 from optimizer.errors import ConfigError
 from optimizer.stream.tokens import TOKEN_KEYS_FILE, TokenKeys
@@ -14,7 +15,8 @@ from serving.auth import KeyRing, check_exposure, is_loopback
 
 @dataclass(frozen=True)
 class Settings:
-    """What a process is started with; `model` None means the tiny model."""
+    """What a process is started with; `model` None means the tiny model. `joiners`: where those in other processes show
+    their metrics."""
 
     data: Path
     log_url: str
@@ -22,6 +24,7 @@ class Settings:
     token_keys: TokenKeys
     all_roles: bool = False
     model: str | None = None
+    joiners: tuple[str, ...] = ()
 
 
 class Options(Protocol):
@@ -34,6 +37,7 @@ class Options(Protocol):
     all: bool
     production: bool
     model: str | None
+    joiner: list[str] | None
 
 
 def settings_from(options: Options, environment: Mapping[str, str]) -> Settings:
@@ -46,6 +50,8 @@ def settings_from(options: Options, environment: Mapping[str, str]) -> Settings:
         raise ConfigError(f"--data {data}: the folder cannot be made ({error}); choose another") from error
     private = not options.production and is_loopback(options.host)
     api_keys = KeyRing.parse(environment.get("ADLOOP_API_KEYS", ""), weak=private)
+    if options.joiner and options.all:
+        raise ConfigError("--joiner: got one with --all, which has its joiner in this process; leave one of them out")
     if options.verb is None:
         check_exposure(options.host, options.production, api_keys)
     return Settings(
@@ -55,6 +61,7 @@ def settings_from(options: Options, environment: Mapping[str, str]) -> Settings:
         token_keys=_token_keys(environment, data, options.production),
         all_roles=options.all,
         model=options.model,
+        joiners=tuple(map(_joiner_url, options.joiner or ())),
     )
 
 
@@ -69,3 +76,13 @@ def _token_keys(environment: Mapping[str, str], data: Path, production: bool) ->
             "set it: every process that signs or checks tokens needs the same keys"
         )
     return TokenKeys.load_or_create(data)
+
+
+def _joiner_url(text: str) -> str:
+    """The base URL of a joiner's metrics, without its path. Raises ConfigError."""
+    parts = urlsplit(text)
+    if parts.scheme not in ("http", "https") or not parts.netloc or parts.query or parts.fragment:
+        raise ConfigError(
+            f"--joiner: got {text}, expected http://HOST:PORT of a `join --metrics-port PORT`; correct the URL"
+        )
+    return text.rstrip("/").removesuffix("/metrics")

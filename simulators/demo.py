@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Coroutine, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from simulators.ad_client import AdClient, Unreachable
 from simulators.command import positive
 from simulators.pace import Monitor, Pace
 from simulators.report import DemoResult, write_report
+from simulators.roles import check_empty, running_roles
 from simulators.screen import Screen, summary
 from simulators.server import Server, make_model, pretrain_command, running, serving_command
 from simulators.tally import (
@@ -54,7 +56,8 @@ STDERR_FILE = "server.stderr"
 
 @dataclass(frozen=True)
 class Options:
-    """The command's options, checked. None means: a temporary data folder, no report, the tiny model."""
+    """The command's options, checked. None means: a temporary data folder, no report, the tiny model, all roles in one
+    process over the embedded log."""
 
     seed: int = 1
     impressions: int = IMPRESSIONS
@@ -62,6 +65,7 @@ class Options:
     data: Path | None = None
     report: Path | None = None
     model: str | None = None
+    log: str | None = None
 
 
 @dataclass(frozen=True)
@@ -79,6 +83,8 @@ async def demo(options: Options, data: Path, world: World, console: Console) -> 
       AdloopError: there is no model, or the server died, refused a request or learnt nothing.
     """
     began_s = time.monotonic()
+    if options.log is not None:
+        check_empty(options.log)
     if options.model is None:
         console.print("language model: out of the cache, or trained now, once (a minute or two)", highlight=False)
         await make_model(pretrain_command())
@@ -87,9 +93,8 @@ async def demo(options: Options, data: Path, world: World, console: Console) -> 
 
 
 async def _with_server(options: Options, data: Path, world: World, screen: Screen, began_s: float) -> Run:
-    screen.stage("starting the server")
-    command = serving_command(data, options.port, options.model)
-    async with running(command, data / STDERR_FILE) as server, AdClient(server.url) as client:
+    screen.stage("starting the server" if options.log is None else "starting the four roles")
+    async with _system(options, data) as server, AdClient(server.url) as client:
         screen.url(server.url)
         try:
             return await _drive(options, world, server, client, screen, began_s)
@@ -99,6 +104,13 @@ async def _with_server(options: Options, data: Path, world: World, screen: Scree
                 await asyncio.wait_for(server.process.wait(), 1.0)
             server.check()
             raise
+
+
+def _system(options: Options, data: Path) -> AbstractAsyncContextManager[Server]:
+    """All roles in one process; over a log that was named, each in a process of its own."""
+    if options.log is None:
+        return running(serving_command(data, options.port, options.model), data / STDERR_FILE)
+    return running_roles(data, options.log, options.port, options.model)
 
 
 async def _drive(
@@ -193,6 +205,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         port=arguments.port,
         data=arguments.keep,
         model=arguments.model,
+        log=arguments.log,
         report=None if arguments.no_report else arguments.report or Path("runs") / f"demo-{arguments.seed}.html",
     )
     err = Console(stderr=True)
@@ -269,6 +282,12 @@ def _parser() -> argparse.ArgumentParser:
         "--keep", type=Path, metavar="DIR", help="keep the log and the policies in this new or empty folder"
     )
     parser.add_argument("--model", metavar="NAME_OR_PATH", help="a Hugging Face causal LM (default: the tiny one)")
+    parser.add_argument(
+        "--log",
+        metavar="URL",
+        help="a new log, sqlite:///PATH or kafka://HOST:PORT?prefix=NAME.: server, joiner, learner and generator run "
+        "as four processes over it (default: one process, an embedded log)",
+    )
     report = parser.add_mutually_exclusive_group()
     report.add_argument("--report", type=Path, metavar="PATH", help="the HTML report (default: runs/demo-SEED.html)")
     report.add_argument("--no-report", action="store_true", help="write no report")

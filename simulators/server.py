@@ -31,8 +31,12 @@ class NoModel(AdloopError):
 
 def serving_command(data: Path, port: int, model: str | None) -> list[str]:
     """`python -m serving --all` on the embedded log in `data`; port 0 takes a free one, model None the tiny one."""
-    command = [sys.executable, "-m", "serving", "--all", "--data", str(data), "--port", str(port)]
-    return command if model is None else [*command, "--model", model]
+    return [*python("serving", "--all", "--data", data, "--port", port), *([] if model is None else ["--model", model])]
+
+
+def python(module: str, *arguments: object) -> list[str]:
+    """`python -m MODULE ...` with the Python that runs us."""
+    return [sys.executable, "-m", module, *map(str, arguments)]
 
 
 def pretrain_command() -> list[str]:
@@ -55,17 +59,36 @@ async def make_model(command: Sequence[str]) -> None:
 
 
 @dataclass(frozen=True)
-class Server:
-    """A running server: where it answers, and what it has said on stderr."""
+class Child:
+    """A running process of the system, what it is called, and what it has said on stderr."""
 
-    url: str
+    name: str
     process: asyncio.subprocess.Process
     stderr: Path
 
     def check(self) -> None:
         """Raises ServerDied where the process has ended."""
         if self.process.returncode is not None:
-            raise died(f"the server ended with status {self.process.returncode}", self.stderr)
+            raise died(f"the {self.name} ended with status {self.process.returncode}", self.stderr)
+
+
+@dataclass(frozen=True)
+class Server:
+    """A running server and where it answers; `others` are the processes that run beside it."""
+
+    url: str
+    child: Child
+    others: tuple[Child, ...] = ()
+
+    @property
+    def process(self) -> asyncio.subprocess.Process:
+        """The server's own."""
+        return self.child.process
+
+    def check(self) -> None:
+        """Raises ServerDied where one of the processes has ended."""
+        for child in (self.child, *self.others):
+            child.check()
 
 
 def died(what: str, stderr: Path) -> ServerDied:
@@ -88,19 +111,30 @@ async def running(
     Raises:
       ServerDied: it ended, or the line did not come in time.
     """
+    child = await start("server", command, stderr, stdout=asyncio.subprocess.PIPE)
+    try:
+        yield Server(await _ready_url(child.process, stderr, ready_within_s), child)
+    finally:
+        await _stop(child.process)
+
+
+async def start(name: str, command: Sequence[str], stderr: Path, stdout: int = asyncio.subprocess.DEVNULL) -> Child:
+    """Start `command` in a session of its own, its stderr in a file."""
     with stderr.open("wb") as sink:
         process = await asyncio.create_subprocess_exec(
             *command,
             stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
+            stdout=stdout,
             stderr=sink,
             env={name: value for name, value in os.environ.items() if name not in SECRETS},
-            start_new_session=True,  # Ctrl-C reaches us alone: we stop the server in order
+            start_new_session=True,  # Ctrl-C reaches us alone: we stop the system in order
         )
-    try:
-        yield Server(await _ready_url(process, stderr, ready_within_s), process, stderr)
-    finally:
-        await _stop(process)
+    return Child(name, process, stderr)
+
+
+async def stop(children: Sequence[Child]) -> None:
+    """End them all at once, each in order where it listens."""
+    await asyncio.gather(*(_stop(child.process) for child in children))
 
 
 async def _ready_url(process: asyncio.subprocess.Process, stderr: Path, within_s: float) -> str:

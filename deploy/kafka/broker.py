@@ -1,7 +1,8 @@
 """One Kafka broker (KRaft, a single node) on 127.0.0.1, from the jars in deploy/kafka/lib: for development and tests.
 
-`python -m deploy.kafka.broker start|stop --dir FOLDER [--port N]`; `make kafka` and `make kafka-stop` call it through
-scripts/kafka, which sees to Java, Maven and the jars first. Not meant for production: one node, no replicas.
+`python -m deploy.kafka.broker start|stop --dir FOLDER [--port N]`, or `run COMMAND ...` for as long as a command takes;
+`make kafka`, `make kafka-stop` and `make demo KAFKA=1` call it through scripts/kafka, which sees to Java, Maven and the
+jars first. Not meant for production: one node, no replicas.
 """
 
 from __future__ import annotations
@@ -19,10 +20,12 @@ from base64 import urlsafe_b64encode
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Final
 
 HERE: Final = Path(__file__).resolve().parent
 HOST: Final = "127.0.0.1"
+PLACE: Final = "BROKER"
 HEAP_MIB: Final = 384
 START_S: Final = 120.0
 STOP_S: Final = 60.0
@@ -275,15 +278,24 @@ def _answers(port: int) -> bool:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Start or stop; prints the bootstrap address. Returns the exit status."""
+    """Start or stop, or run a command beside a broker of its own; prints the bootstrap address. Returns the exit
+    status."""
     parser = argparse.ArgumentParser(prog="scripts/kafka", description="A Kafka broker on 127.0.0.1, for development.")
-    parser.add_argument("verb", choices=("start", "stop"))
-    parser.add_argument("--dir", type=Path, default=Path(".cache/kafka"), help="its folder (%(default)s)")
-    parser.add_argument("--port", type=int, default=9092, help="127.0.0.1:PORT (%(default)s)")
-    options = parser.parse_args(argv)
-    broker = Broker(options.dir, options.port)
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="start|stop|run")
+    for verb, told in (("start", "start one, or tell where it runs"), ("stop", "stop it; what it holds stays")):
+        options = verbs.add_parser(verb, help=told)
+        options.add_argument("--dir", type=Path, default=Path(".cache/kafka"), help="its folder (%(default)s)")
+        options.add_argument("--port", type=int, default=9092, help="127.0.0.1:PORT (%(default)s); 0 takes a free one")
+    beside = verbs.add_parser("run", help=f"run a command beside a broker of its own; {PLACE} in it is HOST:PORT")
+    beside.add_argument("command", nargs=argparse.REMAINDER, metavar="COMMAND")
+    given = parser.parse_args(argv)
     try:
-        if options.verb == "stop":
+        if given.verb == "run":
+            if not given.command:
+                parser.error("run: got no command")
+            return run_beside(given.command)
+        broker = Broker(given.dir, given.port or None)
+        if given.verb == "stop":
             print("kafka: stopped" if broker.stop() else "kafka: none was running", file=sys.stderr)
         elif broker.running() is None:
             broker.start()
@@ -294,6 +306,38 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"kafka: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+def run_beside(command: Sequence[str]) -> int:
+    """Run a command beside a broker in a temporary folder, which ends with it; returns the command's exit status."""
+    stopped: list[int] = []
+    children: list[subprocess.Popen[bytes]] = []
+
+    def end(number: int, frame: object) -> None:
+        # Ctrl-C reaches the command by itself: it stands in the same process group.
+        stopped.append(number)
+        for child in children:
+            if number == signal.SIGTERM and child.poll() is None:
+                child.send_signal(number)
+
+    before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        with TemporaryDirectory(prefix="adloop-kafka-") as folder:
+            broker = Broker(Path(folder))
+            print("kafka: starting a broker for this run", file=sys.stderr, flush=True)
+            broker.start()
+            try:
+                if stopped:
+                    return 0
+                print(f"kafka: it listens on {broker.bootstrap}", file=sys.stderr, flush=True)
+                child = subprocess.Popen([part.replace(PLACE, broker.bootstrap) for part in command])
+                children.append(child)
+                return child.wait()
+            finally:
+                broker.stop()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _address_in(settings: Path) -> str:

@@ -76,6 +76,13 @@ def settle_base(data: Path, model: str | None, progress: Progress, config: Pretr
     Raises:
       ConfigError: a model that can't be had, or another one than this data folder was begun with.
     """
+    # Learner and generator, each a process of its own, may come at the same time.
+    with (data / ".base.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return _settled(data, model, progress, config)
+
+
+def _settled(data: Path, model: str | None, progress: Progress, config: PretrainConfig | None) -> BaseModel:
     pin = data / "base.json"
     if pin.is_file():
         chosen = json.loads(pin.read_text())

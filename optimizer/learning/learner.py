@@ -41,16 +41,18 @@ PAUSE_FILE = "learner.paused"
 class LearnerConfig:
     """`kl_budget` nats per sequence, which no published version exceeds; `kl_aim`: the share of it that the controller
     steers for; `entropy_floor`: nats per token under which the penalty grows whatever the divergence is, so that the
-    policy does not end in one text; `min_outcomes`: revisions that an increment waits for; `pools_per_increment`:
-    pools in a gradient step; `staleness`: policy versions after which a pool no longer trains the policy;
-    `most_waiting`: revisions after which an increment no longer waits for the log's end; `catch_up_fits`: most passes
-    of the critic in an increment, where much was read at once; `train_policy` False teaches the critic alone (replays
-    of fixed texts)."""
+    policy does not end in one text; `min_outcomes`: revisions that an increment waits for, but where there are
+    `few_outcomes` no longer than `most_wait_ms`; `pools_per_increment`: pools in a gradient step; `staleness`: policy
+    versions after which a pool no longer trains the policy; `most_waiting`: revisions after which an increment no
+    longer waits for the log's end; `catch_up_fits`: most passes of the critic in an increment, where much was read at
+    once; `train_policy` False teaches the critic alone (replays of fixed texts)."""
 
     kl_budget: float = KL_BUDGET
     kl_aim: float = 0.8
     entropy_floor: float = 0.35
     min_outcomes: int = 32
+    few_outcomes: int = 8
+    most_wait_ms: int = 3_000
     pools_per_increment: int = 8
     staleness: int = 30
     most_waiting: int = 100_000
@@ -88,9 +90,12 @@ class Learner:
         self._campaigns = campaign_table(log)
         self._policies = policy_table(log)
         self._shelf = PoolShelf(log)
-        self._outcomes = log.reader(whole(log, "outcomes"))
+        start = whole(log, "outcomes")
+        self._outcome_places = tuple(start)
+        self._outcomes = log.reader(start)
         self._decoder = msgspec.json.Decoder(Outcome)
         self._waiting = 0
+        self._waiting_since_ms = 0
         self._touched: dict[str, None] = {}
         self._reward_scale = 0.0
         self._accepted_kl = math.inf
@@ -109,10 +114,17 @@ class Learner:
             return read > 0
         # After a restart the whole history is read before anything is learnt from a part of it.
         caught_up = read < self.config.outcomes_per_poll or self._outcomes.at_end()
-        if self._waiting >= self.config.min_outcomes and (caught_up or self._waiting >= self.config.most_waiting):
+        if self._enough() and (caught_up or self._waiting >= self.config.most_waiting):
             self.increment()
             return True
         return read > 0
+
+    def _enough(self) -> bool:
+        """Whether what waits is worth an increment: many outcomes, or a few that have waited long."""
+        if self._waiting < self.config.few_outcomes:
+            return self._waiting >= self.config.min_outcomes
+        waited_ms = self._clock.now_ms() - self._waiting_since_ms
+        return self._waiting >= self.config.min_outcomes or waited_ms >= self.config.most_wait_ms
 
     @property
     def paused(self) -> bool:
@@ -138,6 +150,8 @@ class Learner:
             self.unused_outcomes += 1
             return
         if self.critic.add(outcome, campaign, slots):
+            if not self._waiting:
+                self._waiting_since_ms = self._clock.now_ms()
             self._waiting += 1
             if decision.source == "pool":
                 self._touched[decision.pool_id] = None
@@ -290,6 +304,7 @@ class Learner:
             "effective_sample_size": None if self.last is None else self.last.effective_sample_size,
             "increment": self.increments,
             "outcomes": len(self.critic.buffer.entries),
+            "outcomes_to": ",".join(f"{at.partition}:{self._outcomes.position(at)}" for at in self._outcome_places),
             "critic_version": view.version,
         }
         manifest = self._store.publish(

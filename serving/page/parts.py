@@ -35,6 +35,11 @@ def tile(name: str, value: str, detail: str, look: str = "") -> str:
     )
 
 
+def fact(name: str, value: str, detail: str) -> str:
+    """One figure inside a card's list."""
+    return f"<div><dt>{escape(name)}</dt><dd>{escape(value)}<small>{escape(detail)}</small></dd></div>"
+
+
 def plain_table(caption: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table in the open; the first column names the row. The caption is for screen readers."""
     names = "".join(f'<th scope="col">{escape(name)}</th>' for name in head)

@@ -13,6 +13,7 @@ from urllib.parse import urlencode
 
 from serving import charts, numbers
 from serving.page import parts
+from serving.page.stream import stream_panel
 from serving.page.welcome import welcome
 
 Snapshot = Mapping[str, Any]
@@ -87,6 +88,7 @@ def panels(snapshot: Snapshot) -> dict[str, str]:
         "kl": _kl(snapshot),
         "traffic": _traffic(snapshot),
         "versions": _versions(snapshot),
+        "stream": stream_panel(snapshot["stream"]),
         "best": _best(snapshot),
         "newest": _newest(snapshot),
     }
@@ -126,15 +128,15 @@ def _lift(snapshot: Snapshot) -> str:
 
 
 def _tiles(snapshot: Snapshot) -> str:
-    learned, control = snapshot["learned"], snapshot["control"]
+    learned, control, stream = snapshot["learned"], snapshot["control"], snapshot["stream"] or {}
     total = snapshot["impressions"]
     held = numbers.percent(control["impressions"] / total if total else None)
     body = (
         parts.tile("Learned, per 1,000", numbers.per_thousand(learned["rate"]), _interval(learned), "learned"),
         parts.tile("Control, per 1,000", numbers.per_thousand(control["rate"]), _interval(control), "control"),
         parts.tile("Impressions", _count(total), f"{held} of them control"),
-        parts.tile("Events waiting", _count(snapshot["events_waiting"]), "To be joined to decisions"),
-        parts.tile("Open decisions", _count(snapshot["open_decisions"]), "Can still change"),
+        parts.tile("Records waiting", _count(stream.get("waiting")), "Decisions and events to join"),
+        parts.tile("Open decisions", _count(stream.get("open_decisions")), "Can still change"),
         _learner(snapshot),
     )
     return f'<dl class="tiles w7" id="tiles">{"".join(body)}</dl>'

@@ -16,6 +16,7 @@ from selenium.webdriver.support.ui import Select
 
 from docs.screenshot import browser, complaints, open_live, resize
 from serving.board import LiveBoard
+from serving.joiners import Lane, StreamFigures
 from tests.fakes.live_feed import SEGMENTS, START, campaign, outcome, play, policy, pool
 from tests.served import Served
 from tests.serving_rig import MINIMAL
@@ -75,7 +76,10 @@ def extreme() -> LiveBoard:
         board.on_pool(pool(LONG_ID, [text], "v" * 60, SEGMENTS[0] * 8, START + k))
         for n in range(40):
             board.on_outcome(None, outcome(text, n % 2, LONG_ID, "v" * 60, ts=START + n * 1000, decision_id=f"{k}-{n}"))
-    board.set_gauges(10**12, 10**12, "halted", "KL over its budget: " + LONG)
+    board.set_gauges("halted", "KL over its budget: " + LONG)
+    lanes = tuple(Lane(partition, 10**12, 10**12, 1e9, 10**12) for partition in range(64))
+    refused = dict.fromkeys(("undecodable", "schema", "bad_token", "token_mismatch", "orphan", "late"), 10**12)
+    board.set_stream(StreamFigures(64, 0, False, 10**12, 10**12, refused, lanes), 1e5, 1e7)
     return board
 
 

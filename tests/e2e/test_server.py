@@ -163,7 +163,7 @@ def test_the_metrics_are_those_that_are_named_in_one_place(served: Served) -> No
     served_kinds = {name: kind for name, kind in kinds.items() if not name.endswith("_created")}
     suffix = {"counter": "_total", "gauge": "", "histogram": ""}
     assert served_kinds == {
-        metric.name + suffix[metric.kind]: metric.kind for metric in METRICS if not metric.join_only
+        metric.name + suffix[metric.kind]: metric.kind for metric in METRICS if not metric.of_joiner
     }
 
 

@@ -27,6 +27,7 @@ from optimizer.types import (
     Source,
 )
 from serving.board import LiveBoard
+from serving.joiners import Lane, StreamFigures
 
 START = 1_795_448_000_000
 CAMPAIGNS = (
@@ -75,6 +76,14 @@ def policy(version: str, kl: float, ts: int, stage: str = "live", budget: float 
     """A policy record with the learner's evidence."""
     evidence: dict[str, str | int | float | bool | None] = {"by": "learner", "kl": kl, "kl_budget": budget}
     return PolicyRecord(version, "hash", None, "file:", stage, ts, evidence)  # type: ignore[arg-type]
+
+
+STREAM = StreamFigures(
+    open_decisions=3481,
+    revisions=9120,
+    quarantined={"bad_token": 2, "late": 1},
+    lanes=tuple(Lane(partition, 3, 9 - partition, 1.0 + partition, 0) for partition in range(4)),
+)
 
 
 def play(
@@ -126,7 +135,8 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=20.0)
     args = parser.parse_args()
     board = LiveBoard()
-    board.set_gauges(events_waiting=12, open_decisions=3481)
+    board.set_gauges()
+    board.set_stream(STREAM, 0.043, 0.31)
     whole = args.impressions + args.then
     start = time.time_ns() // 1_000_000 - args.impressions * 400
     feed = play(board, whole, start=start, horizon=args.impressions) if args.impressions else iter(())

@@ -12,6 +12,7 @@ from optimizer.maths.intervals import Interval, Moments, lift
 from serving import board as boards
 from serving import sheets
 from serving.board import LiveBoard
+from serving.joiners import Lane, StreamFigures
 from serving.series import CONTROL, EARLIER, MAX_VERSIONS, Series, version_groups
 from serving.summary import stratified_lift
 from tests.fakes.live_feed import START, campaign, outcome, play, policy, pool
@@ -244,13 +245,11 @@ def test_many_threads_lose_nothing() -> None:
 
 def test_gauges_change_the_board_only_when_they_change() -> None:
     board = LiveBoard()
-    board.set_gauges(
-        events_waiting=3, open_decisions=2, learner="paused", learner_reason="by an operator", kl_budget=6.0
-    )
-    before = board.changes
-    board.set_gauges(
-        events_waiting=3, open_decisions=2, learner="paused", learner_reason="by an operator", kl_budget=6.0
-    )
-    assert board.changes == before
+    for age_s in (1.1, 1.2):
+        board.set_gauges(learner="paused", learner_reason="by an operator", kl_budget=6.0)
+        board.set_stream(StreamFigures(open_decisions=2, lanes=(Lane(0, 1, 2, age_s),)), 0.5)
+        changes = board.changes
+    assert changes == 2
     snapshot = board.snapshot(START)
-    assert (snapshot["events_waiting"], snapshot["learner"], snapshot["kl"]["budget"]) == (3, "paused", 6.0)
+    assert (snapshot["learner"], snapshot["kl"]["budget"]) == ("paused", 6.0)
+    assert (snapshot["stream"]["waiting"], snapshot["stream"]["open_decisions"]) == (3, 2)

@@ -18,7 +18,7 @@ from optimizer.learning.critic import CriticConfig
 from optimizer.learning.learner import PAUSE_FILE, Learner, LearnerConfig
 from optimizer.learning.update import UpdateConfig
 from optimizer.learning.view import CriticView
-from optimizer.stream.log import Append
+from optimizer.stream.log import Append, TopicPartition
 from optimizer.stream.views import live_policy, policy_table
 from optimizer.types import Candidate, PolicyRecord, Stage, to_json
 from tests.learning_rig import SMALL_LEARNER, Loop, campaign, open_loop, outcome
@@ -253,6 +253,35 @@ def test_few_outcomes_are_waited_on(tiny_loop: Loop) -> None:
     assert learner.step()
     assert learner.increments == 1
     assert not learner.step()
+
+
+def test_a_few_outcomes_wait_no_longer_than_they_may(tiny_loop: Loop) -> None:
+    learner = tiny_loop.learner()
+    tiny_loop.generator().step()
+    (pool,) = tiny_loop.pools()
+    few, most_wait_ms = SMALL_LEARNER.few_outcomes, SMALL_LEARNER.most_wait_ms
+    tiny_loop.serve(pool, few - 1, np.random.default_rng(0), likes_short)
+    while learner.step():
+        pass
+    tiny_loop.clock.advance(most_wait_ms)
+    assert not learner.step(), "fewer than a few wait on"
+    tiny_loop.serve(pool, 1, np.random.default_rng(0), likes_short)
+    assert learner.step()
+    assert learner.increments == 1
+    tiny_loop.serve(pool, few, np.random.default_rng(0), likes_short)
+    while learner.step():
+        pass
+    tiny_loop.clock.advance(most_wait_ms - 1)
+    assert not learner.step()
+    tiny_loop.clock.advance(1)
+    assert learner.step()
+    assert learner.increments == 2
+    # Which outcomes a version has read stands in its record.
+    policies = policy_table(tiny_loop.log)
+    policies.refresh()
+    live = live_policy(policies)
+    assert live is not None
+    assert live.evidence["outcomes_to"] == f"0:{tiny_loop.log.end(TopicPartition('outcomes', 0))}"
 
 
 def test_what_nothing_can_be_learnt_from_is_counted(tiny_loop: Loop) -> None:

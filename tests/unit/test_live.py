@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import httpx
 import pytest
@@ -16,6 +17,7 @@ from fastapi import FastAPI, Request
 from optimizer.clock import ManualClock
 from serving import live
 from serving.board import LiveBoard
+from serving.joiners import Lane, StreamFigures
 from serving.live import live_router
 from serving.page.parts import asset
 from serving.page.welcome import calls
@@ -88,7 +90,7 @@ def test_the_page_is_whole_without_scripts_and_loads_only_its_own() -> None:
     }  # fmt: skip
     assert "style=" not in html
     assert re.findall(r"<script(?! src=)", html) == []
-    for panel in ("lift", "tiles", "rates", "kl", "traffic", "versions", "best", "newest"):
+    for panel in ("lift", "tiles", "rates", "kl", "traffic", "versions", "stream", "best", "newest"):
         assert html.count(f'id="{panel}"') == 1
     ids = re.findall(r' id="([^"]+)"', html)
     assert len(ids) == len(set(ids))
@@ -121,6 +123,30 @@ def test_text_of_ads_and_campaigns_is_text() -> None:
     assert html.count("&lt;script&gt;alert(1)&lt;/script&gt;") >= 4
 
 
+def cells(html: str) -> list[list[str]]:
+    """The rows of the stream panel's table."""
+    panel = html.split('id="stream"')[1].split("</section>")[0]
+    return [re.findall(r"<t[dh][^>]*>([^<]*)</t[dh]>", row) for row in re.findall(r"<tr>(.*?)</tr>", panel)]
+
+
+def test_the_stream_is_shown_partition_by_partition() -> None:
+    board = playing(60)
+    assert "does not see its joiner" in get(app(board), "/").text
+    lanes = (Lane(0, 3, 4, 1.4, 0), Lane(1, 0, 0, None, 1250))
+    told = StreamFigures(
+        joiners=2, open_decisions=31, revisions=9120, quarantined={"late": 1, "schema": 2}, lanes=lanes
+    )
+    board.set_stream(told, 0.043, 1.25)
+    html = get(app(board), "/").text
+    assert cells(html)[1:] == [["0", "3", "4", "1.0 s", "0"], ["1", "0", "0", "\N{EN DASH}", "1,250"]]
+    for words in ("43 ms", "1.2 s", "9,120", "late 1, schema 2", "2 joiners up to date"):
+        assert words in html
+    board.set_stream(replace(told, ready=False))
+    assert "Catching up" in get(app(board), "/").text
+    board.set_stream(replace(told, ready=False, silent=1))
+    assert "1 of 2 joiners silent" in get(app(board), "/").text
+
+
 def test_what_does_not_exist_is_refused() -> None:
     made = app(playing(60))
     with served(made) as (url, _, _):
@@ -149,9 +175,9 @@ def test_a_stream_sends_everything_once_and_then_only_what_changed() -> None:
         assert stream.headers["content-type"].startswith("text/event-stream")
         news = messages(stream.iter_lines())
         assert set(next(news)) == {"chooser", "main"}
-        board.set_gauges(events_waiting=77)
+        board.set_stream(StreamFigures(lanes=(Lane(0, 70, 7),)))
         tiles = next(news)
-        assert set(tiles) == {"tiles"}
+        assert set(tiles) == {"tiles", "stream"}
         assert "77" in tiles["tiles"]
         board.close()
 

@@ -1,0 +1,201 @@
+"""What the joiners do, as the live page shows it: the metrics of the joiner in this process, or of those at `--joiner`.
+
+One form for both: the Prometheus families that a joiner exports (optimizer/stream/exporter.py).
+"""
+
+from __future__ import annotations
+
+import time
+import urllib.request
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from prometheus_client import Metric
+from prometheus_client.parser import text_string_to_metric_families
+
+from optimizer.clock import Clock
+from optimizer.stream.exporter import JoinerFigures
+from optimizer.stream.joiner import Joiner
+from optimizer.stream.log import EventLog
+from optimizer.stream.tokens import TokenKeys
+
+LOOK_EVERY_S: Final = 0.5
+ASK_EVERY_S: Final = 1.0
+ANSWER_WITHIN_S: Final = 2.0
+WINDOW_S: Final = 60.0  # the delays that are shown are those of the last minute
+_LAG: Final = "adloop_joiner_partition_lag_records"
+_AGE: Final = "adloop_joiner_event_time_age_seconds"
+_BEHIND: Final = "adloop_joiner_catch_up_records"
+_DELAY: Final = "adloop_joiner_delay_seconds"
+_REVISIONS: Final = "adloop_joiner_revisions"
+_QUARANTINED: Final = "adloop_joiner_quarantined"
+_TOTAL: Final = "_total"  # what a counter's name ends with on the page of metrics
+
+
+class Lane(NamedTuple):
+    """One partition: records of either topic that are not read yet, how far its event time is behind the clock (None
+    before anything was let in), and how many records its catch-up has yet to read before it publishes."""
+
+    partition: int
+    decisions: int = 0
+    events: int = 0
+    age_s: float | None = None
+    behind: int = 0
+
+
+@dataclass(frozen=True)
+class StreamFigures:
+    """All joiners together. `silent`: those that did not answer. `delays`: upper edge in seconds -> events that took at
+    most so long from receipt to publishing, since the joiners' start."""
+
+    joiners: int = 1
+    silent: int = 0
+    ready: bool = True
+    open_decisions: int = 0
+    revisions: int = 0
+    quarantined: Mapping[str, int] = field(default_factory=dict)
+    lanes: tuple[Lane, ...] = ()
+    delays: Mapping[float, float] = field(default_factory=dict)
+
+    @property
+    def waiting(self) -> int:
+        """Records of decisions and events that are not read yet."""
+        return sum(lane.decisions + lane.events for lane in self.lanes)
+
+
+def together(scrapes: Sequence[Iterable[Metric] | None]) -> StreamFigures:
+    """The figures of several joiners as one; None stands for one that did not answer."""
+    sums: dict[tuple[str, str], float] = {}
+    lanes: dict[int, Lane] = {}
+    answered = [list(families) for families in scrapes if families is not None]
+    for sample in (sample for families in answered for family in families for sample in family.samples):
+        labels, value = sample.labels, sample.value
+        if "partition" not in labels:
+            told = (sample.name, labels.get("reason") or labels.get("le") or "")
+            sums[told] = sums.get(told, 0.0) + value
+            continue
+        partition = int(labels["partition"])
+        lane = lanes.get(partition, Lane(partition))
+        match sample.name:
+            case name if name == _LAG:
+                lane = lane._replace(**{labels["topic"]: int(value)})
+            case name if name == _AGE:
+                lane = lane._replace(age_s=value)
+            case name if name == _BEHIND:
+                lane = lane._replace(behind=int(value))
+        lanes[partition] = lane
+    silent = len(scrapes) - len(answered)
+    return StreamFigures(
+        joiners=len(scrapes),
+        silent=silent,
+        ready=not silent and sums.get(("adloop_joiner_ready", ""), 0.0) == len(answered),
+        open_decisions=int(sums.get(("adloop_joiner_open_decisions", ""), 0)),
+        revisions=int(sums.get((_REVISIONS + _TOTAL, ""), 0)),
+        quarantined={
+            reason: int(count) for (name, reason), count in sorted(sums.items()) if name == _QUARANTINED + _TOTAL
+        },
+        lanes=tuple(lanes[partition] for partition in sorted(lanes)),
+        delays={float(edge): count for (name, edge), count in sums.items() if name == f"{_DELAY}_bucket"},
+    )
+
+
+class Delays:
+    """Quantiles of the join delay over the last minute, from counts that only grow."""
+
+    def __init__(self) -> None:
+        self._seen: deque[tuple[float, Mapping[float, float]]] = deque()
+
+    def take(self, now_s: float, counts: Mapping[float, float]) -> None:
+        """Note the counts as of `now_s`."""
+        if self._seen and any(counts.get(edge, 0.0) < count for edge, count in self._seen[-1][1].items()):
+            self._seen.clear()  # a joiner was started again: its counts begin anew
+        self._seen.append((now_s, dict(counts)))
+        while len(self._seen) > 1 and self._seen[1][0] <= now_s - WINDOW_S:
+            self._seen.popleft()
+
+    def quantile(self, q: float) -> float | None:
+        """Seconds, by linear interpolation inside the bucket (of the open one its lower edge); None where nothing was
+        published in the last minute."""
+        if len(self._seen) < 2:
+            return None
+        (_, first), (_, last) = self._seen[0], self._seen[-1]
+        below = [(edge, last[edge] - first.get(edge, 0.0)) for edge in sorted(last)]
+        total = below[-1][1] if below else 0.0
+        low, under = 0.0, 0.0
+        for edge, count in below:
+            if total > 0 and count >= q * total:
+                return low if edge == float("inf") else low + (edge - low) * (q * total - under) / max(count - under, 1)
+            low, under = edge, count
+        return None
+
+
+class Joining:
+    """The joiner as a role, and its figures as of a moment ago for other threads."""
+
+    def __init__(self, clock: Clock) -> None:
+        self.exported = JoinerFigures(clock)
+        self._joiner: Joiner | None = None
+        self._looked = 0.0
+
+    def role(self, log: EventLog, data: Path, keys: TokenKeys, clock: Clock) -> Joining:
+        """Open the joiner's state in `DIR/joiner`. Raises ConfigError where it is another log's or in use."""
+        self._joiner = Joiner(log, data / "joiner", keys, clock)
+        return self
+
+    def figures(self) -> StreamFigures | None:
+        """What the page shows; None before the first look."""
+        families = list(self.exported.collect())
+        return together([families]) if families else None
+
+    def step(self) -> int:
+        """One step of the joiner; its figures are taken now and then, in its own thread."""
+        joiner = self._joiner
+        if joiner is None:
+            return 0
+        done = joiner.step()
+        now = time.monotonic()
+        if now - self._looked > LOOK_EVERY_S:
+            self._looked = now
+            self.exported.take(joiner)
+        return done
+
+    def close(self) -> None:
+        if self._joiner is not None:
+            self._joiner.close()
+            self._joiner = None
+
+
+class Asking:
+    """The joiners in other processes, asked for their metrics once a second."""
+
+    def __init__(self, urls: Sequence[str], get: Callable[[str], str] | None = None) -> None:
+        self._urls = urls
+        self._get = get or _get
+        self._figures: StreamFigures | None = None
+
+    def figures(self) -> StreamFigures | None:
+        """What the page shows; None before the first look."""
+        return self._figures
+
+    def step(self) -> bool:
+        """Ask all of them once; always False: the next look comes after a pause."""
+        self._figures = together([self._ask(url) for url in self._urls])
+        return False
+
+    def _ask(self, url: str) -> list[Metric] | None:
+        try:
+            return list(text_string_to_metric_families(self._get(f"{url}/metrics")))
+        except (OSError, ValueError):
+            # It is starting, or gone: the page says so.
+            return None
+
+
+def _get(url: str) -> str:
+    # No proxy of the environment stands between here and a joiner.
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with opener.open(url, timeout=ANSWER_WITHIN_S) as answer:
+        text: str = answer.read().decode()
+        return text
