@@ -16,7 +16,7 @@ ARGS ?=
 # 1: the demo's four roles as processes of their own over a broker of their own; HOST:PORT: over that broker.
 KAFKA ?=
 
-.PHONY: test-faults help setup demo up replay kafka kafka-stop test lint type check bench lock clean
+.PHONY: test-faults bench-learning help setup demo up replay kafka kafka-stop test lint type check bench lock clean
 
 help: ## this list
 	@echo 'Adloop: ad copy that learns from its clicks.'
@@ -68,8 +68,12 @@ check: lint type test ## lint, type and test
 bench: $(READY) ## measure: every script in bench/
 	@set -e; for script in bench/*.py; do echo "== $$script"; $(RUN)/python "$$script" $(ARGS); done
 
+bench-learning: $(READY) ## Adloop beside its peers, 10 seeds, over an hour: a table, an HTML report (DIR=data), JSON last
+	@exec $(RUN)/python -m simulators compare --world phrases --impressions 20480 --seeds 10 --json \
+	  --report '$(DIR)/bench-learning.html' $(ARGS)
+
 lock: $(READY) ## pin pyproject.toml's dependencies anew (ARGS=--upgrade: to the newest) and install them
-	@$(RUN)/uv pip compile --quiet --universal --python-version 3.11 --group dev --extra fast --generate-hashes --no-emit-index-url \
+	@$(RUN)/uv pip compile --quiet --universal --python-version 3.11 --group dev --extra fast --extra peers --generate-hashes --no-emit-index-url \
 	  --custom-compile-command 'make lock' --output-file requirements.lock $(ARGS) pyproject.toml
 	@scripts/setup
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
@@ -18,30 +19,54 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from optimizer.errors import ConfigError
 from simulators.command import answer, execute, positive
 from simulators.progress import Bars, Report
-from simulators.report import CompareCurve, CompareRow
+from simulators.results import CompareCurve, CompareRow
+from simulators.settings import NAMES, SETTINGS, lacking
+from simulators.summary import beside_ours, summary
 from simulators.workers import one_thread, run_jobs
 from simulators.worlds import World, load_world
 
 if TYPE_CHECKING:
     from simulators.contenders import Contender
+    from simulators.places import Texts
 
-NAMES = ("uniform", "control", "thompson", "ucb", "adloop")
 INCREMENT = 128
 CURVE_POINTS = 40
+COLUMNS = (
+    ("mean CTR", "mean_ctr", 4),
+    ("last tenth", "last_tenth_ctr", 4),
+    ("of oracle", "share_of_oracle", 3),
+    ("reward", "mean_reward", 4),
+    ("KL", "kl", 2),
+    ("valid", "valid_share", 3),
+    ("texts", "distinct_texts", 0),
+    ("seconds", "seconds", 1),
+)
+LONGEST = ("adloop", "reinforce", "grpo")
 
 
 @dataclass(frozen=True)
 class Job:
     """One policy in one world. `increment`: impressions between the learner's increments; `model` None: the tiny
-    one."""
+    one; `pools`: the fixed pools, for who plays them."""
 
     name: str
     world: str
     seed: int
     impressions: int
     increment: int
+    model: str | None
+    pools: Texts
+
+
+@dataclass(frozen=True)
+class PoolJob:
+    """The fixed pools of one seed's world."""
+
+    world: str
+    seed: int
     model: str | None
 
 
@@ -91,72 +116,123 @@ class Shown:
 def run_job(job: Job, folder: Path, report: Report) -> Run:
     """Play one job in an empty folder."""
     # Imported here: it brings torch.
-    from simulators.contenders import contender
+    from simulators.contenders import Start, contender
 
     one_thread()
     world = load_world(job.world, job.seed)
-    with closing(contender(job.name, world.campaigns(), folder / "data", job.seed, job.model)) as player:
+    truth = getattr(world, "true_rate", world.click_rate)
+    start = Start(world.campaigns(), job.pools, folder / "data", job.seed, job.model, truth)
+    with closing(contender(job.name, start)) as player:
         begun = time.perf_counter()
         shown = play(player, world, job.impressions, job.increment, report)
-        tenth = max(1, job.impressions // 10)
-        row = CompareRow(
-            name=job.name,
-            seed=job.seed,
-            mean_ctr=float(shown.click_rates.mean()),
-            last_tenth_ctr=float(shown.click_rates[-tenth:].mean()),
-            oracle_ctr=float(world.oracle_rate()),
-            mean_reward=float(shown.rewards.mean()),
-            kl=player.kl(),
-            valid_share=float(shown.valid.mean()),
-            distinct_texts=len(shown.texts),
-            seconds=round(time.perf_counter() - begun, 2),
-        )
+        seconds = time.perf_counter() - begun
+        row = _row(job, world, shown, player.kl(), seconds)
     return Run(row, CompareCurve(job.name, job.seed, _curve(shown.click_rates)))
+
+
+def _row(job: Job, world: World, shown: Shown, kl: float, seconds: float) -> CompareRow:
+    tenth = max(1, job.impressions // 10)
+    mean_ctr, oracle_ctr = float(shown.click_rates.mean()), float(world.oracle_rate())
+    mean_reward = float(shown.rewards.mean())
+    told: Callable[[], float] | None = getattr(world, "oracle_reward", None)
+    oracle_reward = None if told is None else float(told())
+    return CompareRow(
+        name=job.name,
+        seed=job.seed,
+        mean_ctr=mean_ctr,
+        last_tenth_ctr=float(shown.click_rates[-tenth:].mean()),
+        oracle_ctr=oracle_ctr,
+        mean_reward=mean_reward,
+        kl=kl,
+        valid_share=float(shown.valid.mean()),
+        distinct_texts=len(shown.texts),
+        seconds=round(seconds, 2),
+        share_of_oracle=mean_ctr / oracle_ctr if oracle_ctr > 0.0 else None,
+        last_tenth_reward=float(shown.rewards[-tenth:].mean()),
+        oracle_reward=oracle_reward,
+        share_of_reward=None if oracle_reward is None or oracle_reward <= 0.0 else mean_reward / oracle_reward,
+    )
+
+
+def write_pools_job(job: PoolJob, folder: Path, report: Report) -> Texts:
+    """The fixed pools that all bandits of one seed share, in an empty folder."""
+    from simulators.places import write_pools
+
+    one_thread()
+    texts = write_pools(load_world(job.world, job.seed).campaigns(), folder / "data", job.seed, job.model)
+    report(1, 1)
+    return texts
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
     """The comparison's figures (contracts section 5)."""
-    jobs = [
-        Job(name, options.world, seed, options.impressions, options.increment, options.model)
-        for seed in range(options.first_seed, options.first_seed + options.seeds)
-        for name in options.only
-    ]
-    # The longest first, so that no core is left with one at the end; the rows keep the table's order.
-    order = sorted(range(len(jobs)), key=lambda at: jobs[at].name != "adloop")
+    names, skipped = _able(options.only)
+    seeds = range(options.first_seed, options.first_seed + options.seeds)
     with Bars() as bars:
-        if options.model is None and set(options.only) != {"control"}:
+        if options.model is None and set(names) - {"control"}:
             _make_tiny_model(bars)
+        pools: dict[int, Texts] = {seed: {} for seed in seeds}
+        if any(SETTINGS[name].size for name in names):
+            writing = [PoolJob(options.world, seed, options.model) for seed in seeds]
+            written = run_jobs(write_pools_job, writing, options.processes, bars.bar("pools"))
+            pools = dict(zip(seeds, written, strict=True))
+        jobs = [
+            Job(
+                name,
+                options.world,
+                seed,
+                options.impressions,
+                options.increment,
+                options.model,
+                pools[seed] if SETTINGS[name].size else {},
+            )
+            for seed in seeds
+            for name in names
+        ]
+        # The longest first, so that no core is left with one at the end; the rows keep the table's order.
+        order = sorted(range(len(jobs)), key=lambda at: SETTINGS[jobs[at].name].kind not in LONGEST)
         done = run_jobs(run_job, [jobs[at] for at in order], options.processes, bars.bar("compare"))
     runs = [run for _, run in sorted(zip(order, done, strict=True), key=lambda pair: pair[0])]
+    rows = [run.row for run in runs]
     if options.report is not None:
         from simulators.report import write_compare_report
 
-        write_compare_report([run.row for run in runs], [run.curve for run in runs], options.report)
+        write_compare_report(rows, [run.curve for run in runs], options.report, skipped)
     return {
         "world": options.world,
         "impressions": options.impressions,
         "increment": options.increment,
-        "rows": [asdict(run.row) for run in runs],
+        "rows": [asdict(row) for row in rows],
+        "summary": summary(rows),
+        "beside_adloop": beside_ours(rows),
+        "skipped": skipped,
     }
 
 
 def show(figures: Mapping[str, Any]) -> str:
-    """The figures as a table for people."""
+    """The figures as a table for people: means over the seeds and half the width of their 95 % intervals."""
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=f"{figures['world']}, {figures['impressions']:,} impressions", title_justify="left")
-    columns = ("policy", "seed", "mean CTR", "last tenth", "oracle", "reward", "KL", "valid", "texts", "seconds")
-    for number, column in enumerate(columns):
-        table.add_column(column, justify="left" if number == 0 else "right")
-    for row in figures["rows"]:
-        rates = [f"{row[key]:.4f}" for key in ("mean_ctr", "last_tenth_ctr", "oracle_ctr", "mean_reward")]
-        rest = [f"{row['kl']:.2f}", f"{row['valid_share']:.3f}", str(row["distinct_texts"]), f"{row['seconds']:.1f}"]
-        table.add_row(row["name"], str(row["seed"]), *rates, *rest)
-    console = Console(width=110)
+    seeds = len({row["seed"] for row in figures["rows"]})
+    title = f"{figures['world']}, {figures['impressions']:,} impressions, {seeds} {'seed' if seeds == 1 else 'seeds'}"
+    table = Table(title=title, title_justify="left")
+    for number, column in enumerate(("policy", *(heading for heading, _, _ in COLUMNS))):
+        table.add_column(column, justify="left" if number == 0 else "right", no_wrap=True)
+    for entry in figures["summary"]:
+        table.add_row(entry["name"], *(_cell(entry[key], digits) for _, key, digits in COLUMNS))
+    console = Console(width=150)
     with console.capture() as capture:
         console.print(table)
-    return capture.get().rstrip()
+    skipped = [f"skipped: {entry['name']}: {entry['why']}" for entry in figures["skipped"]]
+    return "\n".join([capture.get().rstrip(), *skipped])
+
+
+def _cell(measured: Mapping[str, float | None], digits: int) -> str:
+    mean, high = measured["mean"], measured["high"]
+    if mean is None:
+        return "-"
+    return f"{mean:.{digits}f}" + ("" if high is None else f" ±{high - mean:.{digits}f}")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -186,7 +262,14 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
     options = parser.parse_args(argv)
-    return execute(lambda: answer(run(options), show, options.json))
+    return execute(lambda: _answer(run(options), options.json))
+
+
+def _answer(figures: dict[str, Any], as_json: bool) -> int:
+    """The table on stdout; on stderr, with the progress, where stdout is for the JSON object."""
+    if as_json:
+        print(show(figures), file=sys.stderr)
+    return answer(figures, show, as_json)
 
 
 def _make_tiny_model(bars: Bars) -> None:
@@ -205,6 +288,15 @@ def _make_tiny_model(bars: Bars) -> None:
 def _curve(rates: np.ndarray[Any, np.dtype[np.float64]]) -> tuple[tuple[int, float], ...]:
     edges = np.unique(np.linspace(0, len(rates), min(CURVE_POINTS, len(rates)) + 1).astype(int))
     return tuple((int(end), float(rates[start:end].mean())) for start, end in pairwise(edges))
+
+
+def _able(names: Sequence[str]) -> tuple[list[str], list[dict[str, str]]]:
+    """Who can play, and who is skipped and why."""
+    reasons = {name: lacking(name) for name in names}
+    skipped = [{"name": name, "why": why} for name, why in reasons.items() if why is not None]
+    if len(skipped) == len(names):
+        raise ConfigError(f"--only: nobody is left to play; {skipped[0]['name']}: {skipped[0]['why']}")
+    return [name for name, why in reasons.items() if why is None], skipped
 
 
 def _names(text: str) -> tuple[str, ...]:

@@ -34,6 +34,7 @@ from serving.wire import convert
 TENANT = "default"
 START_MS = 1_767_225_600_000  # 2026-01-01: any moment will do, as long as it is always the same
 EVENTS_PER_POST = 1000
+TOO_LATE = ("expired_token", "clock")
 Reaction = tuple[str, int, float]
 
 
@@ -99,6 +100,7 @@ class Loop:
         self._roles: list[Role] = []
         self._later: list[tuple[int, int, dict[str, Any]]] = []
         self._posted = 0
+        self.too_late = 0
         for campaign_id, body in campaigns.items():
             self.service.put_campaign(TENANT, campaign_id, convert(dict(body), CampaignIn))
 
@@ -133,10 +135,13 @@ class Loop:
         self._move_to(now_ms)
 
     def post(self, events: Sequence[Mapping[str, Any]]) -> None:
-        """Post events as an ad server would. Raises AdloopError where one is refused: a simulation sends good ones."""
+        """Post events as an ad server would. People may react after the decision's retention, which no longer counts
+        (`too_late`). Raises AdloopError where an event is refused for another reason: a simulation sends good ones."""
         for start in range(0, len(events), EVENTS_PER_POST):
             for result in self.service.post_events(TENANT, events[start : start + EVENTS_PER_POST]):
-                if result.status != "accepted":
+                if result.reason in TOO_LATE:
+                    self.too_late += 1
+                elif result.status != "accepted":
                     raise AdloopError(f"event {result.event_id} was refused ({result.reason}): {result.detail}")
 
     def impression(self, variant: Variant) -> dict[str, Any]:

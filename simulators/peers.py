@@ -16,13 +16,15 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 PRIOR_ALPHA, PRIOR_BETA = 1.0, 75.0
+LEAST = 0.01
 
 
 class Peer(Protocol):
     """A bandit policy over rows of arms.
 
     `choose` picks for each of R distinct rows the arms of its next `count` impressions, before any of them is answered:
-    int[R, count]. `update` gives the rewards of what was shown, same shapes. Rewards are 0 or 1."""
+    int[R, count]. `update` gives the rewards of what was shown, same shapes: clicks, 0 or 1, or what a campaign pays
+    for, of any size."""
 
     name: str
 
@@ -32,7 +34,8 @@ class Peer(Protocol):
 
 
 class _Counting:
-    """What the peers share: which arms exist, and each arm's impressions and clicks so far, float[rows, max arms]."""
+    """What the peers share: which arms exist, each arm's impressions and rewards so far, float[rows, max arms], and
+    each row's sums of |r| and r^2."""
 
     def __init__(self, arms: Ints) -> None:
         """`arms`: int[rows], each row's number of arms, at least 1."""
@@ -41,7 +44,9 @@ class _Counting:
         self.arms = arms
         self.exists = np.arange(arms.max())[None, :] < arms[:, None]
         self.impressions: Floats = np.zeros(self.exists.shape)
-        self.clicks: Floats = np.zeros(self.exists.shape)
+        self.rewards: Floats = np.zeros(self.exists.shape)
+        self._sizes: Floats = np.zeros(len(arms))
+        self._squares: Floats = np.zeros(len(arms))
 
     def update(self, rows: Ints, arms: Ints, rewards: Floats) -> None:
         """Count rewards [R, count] of the arms shown."""
@@ -51,7 +56,20 @@ class _Counting:
             )
         at = np.broadcast_to(rows[:, None], arms.shape)
         np.add.at(self.impressions, (at, arms), 1.0)
-        np.add.at(self.clicks, (at, arms), rewards)
+        np.add.at(self.rewards, (at, arms), rewards)
+        self._sizes[rows] += np.abs(rewards).sum(axis=1)
+        self._squares[rows] += np.square(rewards).sum(axis=1)
+
+    def clicks(self, rows: Ints) -> Floats:
+        """The arms' rewards as numbers of clicks, float[R, max arms].
+
+        A click is worth sum r^2 / sum |r| of its row: where rewards are rare, N clicks of that worth have the mean and
+        the variance that the rewards have (a compound Poisson sum matched by a scaled Poisson one). It is 1, and these
+        are the clicks, where rewards are 0 or 1."""
+        squares = self._squares[rows]
+        per_reward = np.divide(self._sizes[rows], squares, out=np.ones_like(squares), where=squares > 0.0)
+        counted: Floats = self.rewards[rows] * per_reward[:, None]
+        return counted
 
 
 class Uniform(_Counting):
@@ -74,8 +92,10 @@ class ThompsonSampling(_Counting):
     name = "thompson"
 
     def choose(self, rows: Ints, count: int, rng: np.random.Generator) -> Ints:
-        alpha = PRIOR_ALPHA + self.clicks[rows]
-        beta = PRIOR_BETA + self.impressions[rows] - self.clicks[rows]
+        clicks = self.clicks(rows)
+        # Rewards that are not 0 or 1 may count as more clicks than impressions, or as fewer than none.
+        alpha = np.maximum(PRIOR_ALPHA + clicks, LEAST)
+        beta = np.maximum(PRIOR_BETA + self.impressions[rows] - clicks, LEAST)
         draws = rng.beta(alpha[:, None, :], beta[:, None, :], size=(len(rows), count, alpha.shape[1]))
         chosen: Ints = np.where(self.exists[rows][:, None, :], draws, -1.0).argmax(axis=2)
         return chosen
@@ -91,9 +111,9 @@ class UCB1(_Counting):
     name = "ucb"
 
     def choose(self, rows: Ints, count: int, rng: np.random.Generator) -> Ints:
-        shown, clicks = self.impressions[rows].copy(), self.clicks[rows]
+        shown, clicks = self.impressions[rows].copy(), self.clicks(rows)
         pooled = (clicks.sum(axis=1) + PRIOR_ALPHA) / (shown.sum(axis=1) + PRIOR_ALPHA + PRIOR_BETA)
-        variance = (pooled * (1.0 - pooled))[:, None]
+        variance = np.clip(pooled * (1.0 - pooled), 0.0, None)[:, None]
         rate = np.divide(clicks, shown, out=np.zeros_like(clicks), where=shown > 0)
         every = np.arange(len(rows))
         chosen = np.empty((len(rows), count), dtype=np.int64)

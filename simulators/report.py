@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 
@@ -45,14 +45,20 @@ def write_report(result: DemoResult, path: Path) -> Path:
     return _write(path, "Adloop demo", demo_html(result))
 
 
-def write_compare_report(rows: Sequence[CompareRow], curves: Sequence[CompareCurve], path: Path) -> Path:
+def write_compare_report(
+    rows: Sequence[CompareRow],
+    curves: Sequence[CompareCurve],
+    path: Path,
+    skipped: Sequence[Mapping[str, str]] = (),
+) -> Path:
     """Write a comparison's report as one HTML file without scripts; folders are made. Returns `path`. Raises OSError.
 
     Args:
       rows: one per policy and seed.
       curves: likewise; seeds of one policy are averaged where their points stand at the same impressions.
+      skipped: {name, why} of who could not play.
     """
-    return _write(path, "Adloop comparison", compare_html(rows, curves))
+    return _write(path, "Adloop comparison", compare_html(rows, curves, skipped))
 
 
 def demo_html(result: DemoResult) -> str:

@@ -94,7 +94,9 @@ class DemoResult:
 class CompareRow:
     """One policy's run under one seed: the row of `python -m simulators compare` (contracts section 5).
 
-    `kl` and `valid_share` are None for a policy that writes no texts of its own."""
+    `kl` and `valid_share` are None for a policy that writes no texts of its own. `share_of_oracle` is mean over oracle
+    click rate, None where the oracle's is 0; `oracle_reward` and `share_of_reward` likewise of the expected reward,
+    None where the world does not tell it."""
 
     name: str
     seed: int
@@ -106,6 +108,10 @@ class CompareRow:
     valid_share: float | None
     distinct_texts: int
     seconds: float
+    share_of_oracle: float | None = None
+    last_tenth_reward: float | None = None
+    oracle_reward: float | None = None
+    share_of_reward: float | None = None
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,13 @@ from optimizer.types import Scalar
 from simulators.adloop_agent import AdloopAgent
 from simulators.cli import main
 from simulators.compare import Job, play, run_job
-from simulators.contenders import NAMES, AdloopContender, BanditContender, contender, control_texts, pool_texts
+from simulators.contenders import AdloopContender, BanditContender, BestContender, Start, contender
 from simulators.loop import START_MS, TENANT, Loop, Reaction
+from simulators.payout import Payout
 from simulators.peers import ThompsonSampling
+from simulators.places import Places, Texts, write_pools
+from simulators.settings import NAMES, SETTINGS
+from simulators.worlds import load_world
 
 GOOD, PLAIN, CONTROL = "Good boots", "Plain boots", "Boots"
 WORLD = "tests.unit.test_compare:Vowels"
@@ -112,7 +116,7 @@ def test_play_reports_the_worlds_truth_about_what_was_shown() -> None:
 
 
 def test_a_row_holds_the_contracts_fields(tmp_path: Path) -> None:
-    run = run_job(Job("control", WORLD, 3, 200, 64, None), tmp_path, lambda done, of: None)
+    run = run_job(Job("control", WORLD, 3, 200, 64, None, {}), tmp_path, lambda done, of: None)
     row = run.row
     assert (row.name, row.seed, row.oracle_ctr, row.kl, row.valid_share, row.distinct_texts) == (
         *("control", 3, 0.9, 0.0, 0.0, 1),
@@ -120,25 +124,42 @@ def test_a_row_holds_the_contracts_fields(tmp_path: Path) -> None:
     # "Boots" has neither letter.
     assert (row.mean_ctr, row.last_tenth_ctr) == pytest.approx((0.05, 0.05))
     assert row.mean_reward == pytest.approx(0.1)
+    assert row.share_of_oracle == pytest.approx(0.05 / 0.9)
+    assert (row.oracle_reward, row.share_of_reward) == (None, None)
     assert run.curve.points[-1] == pytest.approx((200, 0.05))
 
 
+POOLS: Texts = {
+    ("boots", "a"): [{"headline": "x"}, {"headline": "aaaaaa"}],
+    ("boots", "e"): [{"headline": "x"}, {"headline": "eeeeee"}],
+}
+
+
 def test_bandits_learn_their_pool_place_by_place() -> None:
-    texts = {
-        ("boots", "a"): [{"headline": "aaaaaa"}, {"headline": "x"}],
-        ("boots", "e"): [{"headline": "x"}, {"headline": "eeeeee"}],
-    }
-    world, player = Vowels(2), BanditContender(ThompsonSampling, texts, seed=1)
+    world = Vowels(2)
+    places = Places(world.campaigns())
+    player = BanditContender(ThompsonSampling, places, POOLS, Payout(places.campaigns), seed=1)
     shown = play(player, world, 3000, increment=128)
     # The best texts earn 0.35, the others 0.05.
     assert shown.click_rates[-500:].mean() > 0.3
 
 
+def test_the_best_of_a_pool_is_best_by_the_worlds_truth() -> None:
+    world = Vowels(2)
+    shown = play(BestContender(Places(world.campaigns()), POOLS, world.true_rate), world, 50, increment=128)
+    assert shown.click_rates == pytest.approx(np.full(50, 0.35))
+
+
 def test_controls_are_texts_of_every_segment() -> None:
-    texts = control_texts(Vowels(1).campaigns())
-    assert texts == {("boots", "a"): [{"headline": CONTROL}], ("boots", "e"): [{"headline": CONTROL}]}
+    texts = Places(Vowels(1).campaigns()).controls()
+    assert texts == {("boots", "a"): ({"headline": CONTROL},), ("boots", "e"): ({"headline": CONTROL},)}
     with pytest.raises(ValueError, match="expected one of uniform"):
-        contender("nobody", {}, Path("unused"), 0)
+        contender("nobody", start(Path("unused"), None))
+
+
+def start(folder: Path, model: str | None, pools: Texts | None = None, seed: int = 1) -> Start:
+    world = Vowels(seed)
+    return Start(world.campaigns(), pools or {}, folder, seed, model, world.true_rate)
 
 
 @pytest.fixture(scope="module")
@@ -170,7 +191,7 @@ def test_the_agent_turns_impressions_into_versions(tmp_path: Path, model: str) -
 def test_the_same_seed_gives_the_same_run(tmp_path: Path, model: str) -> None:
     def once(folder: Path) -> np.ndarray[Any, np.dtype[np.float64]]:
         world = Vowels(4)
-        with closing(contender("adloop", world.campaigns(), folder, 4, model)) as player:
+        with closing(contender("adloop", start(folder, model, seed=4))) as player:
             return play(player, world, 96, increment=32).click_rates
 
     assert (once(tmp_path / "a") == once(tmp_path / "b")).all()
@@ -201,26 +222,71 @@ def test_events_are_posted_when_their_time_has_come(tmp_path: Path) -> None:
         assert outcome["components"] == {"click": 1, "conversion": 1, "value": 20.0, "rating": None}
 
 
-def test_bandits_share_adloops_first_pools(tmp_path: Path, model: str) -> None:
-    world = Vowels(1)
-    with closing(AdloopAgent(world.campaigns(), tmp_path / "a", 1, model=model)) as agent:
-        texts = pool_texts(agent)
-    with closing(contender("uniform", world.campaigns(), tmp_path / "b", 1, model)) as player:
+def test_pools_hold_fifty_distinct_texts_that_pass_the_gate(tmp_path: Path, model: str) -> None:
+    pools = write_pools(Vowels(1).campaigns(), tmp_path / "a", 1, model)
+    assert set(pools) == {("boots", "a"), ("boots", "e")}
+    for texts in pools.values():
+        headlines = [slots["headline"] for slots in texts]
+        assert len(set(headlines)) == len(headlines) == 50
+        assert CONTROL not in headlines
+    assert write_pools(Vowels(1).campaigns(), tmp_path / "b", 1, model) == pools
+    with closing(contender("uniform", start(tmp_path / "c", model, pools))) as player:
         offered = {player.serve("boots", {"segment": "a"})["headline"] for _ in range(400)}
-    assert offered == {slots["headline"] for slots in texts[("boots", "a")]}
-    assert CONTROL not in offered
+    assert offered == {slots["headline"] for slots in pools[("boots", "a")][:20]}
 
 
 def test_the_command_prints_the_contracts_keys(tmp_path: Path, model: str, capsys: pytest.CaptureFixture[str]) -> None:
     report = tmp_path / "report.html"
-    arguments = ["--world", WORLD, "--impressions", "40", "--seeds", "1", "--increment", "20", "--model", model]
-    assert main(["compare", *arguments, "--processes", "1", "--json", "--report", str(report)]) == 0
+    only = ("uniform", "control", "best_of_50", "vw_squarecb_mtr_20", "adloop")
+    arguments = ["--world", WORLD, "--impressions", "40", "--seeds", "2", "--increment", "20", "--model", model]
+    arguments += ["--only", ",".join(only), "--processes", "1", "--report", str(report)]
+    assert main(["compare", *arguments, "--json"]) == 0
     figures = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert (figures["world"], figures["impressions"]) == (WORLD, 40)
-    assert [row["name"] for row in figures["rows"]] == list(NAMES)
+    assert (figures["world"], figures["impressions"], figures["skipped"]) == (WORLD, 40, [])
+    assert [(row["name"], row["seed"]) for row in figures["rows"]] == [(name, seed) for seed in (1, 2) for name in only]
     keys = {"name", "seed", "mean_ctr", "last_tenth_ctr", "oracle_ctr", "mean_reward", "kl", "valid_share"}
-    assert all(keys | {"distinct_texts", "seconds"} == set(row) for row in figures["rows"])
-    assert "<html" in report.read_text()
+    assert all(keys | {"distinct_texts", "seconds"} <= set(row) for row in figures["rows"])
+    means = {entry["name"]: entry["mean_ctr"] for entry in figures["summary"]}
+    assert means["control"]["mean"] == pytest.approx(0.05)
+    assert means["control"]["low"] == means["control"]["high"] == pytest.approx(0.05)
+    beside = {entry["name"]: entry["mean_ctr"] for entry in figures["beside_adloop"]}
+    assert set(beside) == set(only) - {"adloop"}
+    assert beside["control"]["mean"] == pytest.approx(means["adloop"]["mean"] / 0.05)
+    html = report.read_text()
+    assert "best_of_50" in html
+
+
+def test_who_is_not_installed_is_named(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("simulators.settings.find_spec", lambda name: None)
+    arguments = ["compare", "--world", WORLD, "--impressions", "10", "--processes", "1", "--only"]
+    assert main([*arguments, "control,vw_bag_dr_50,trl_grpo", "--json"]) == 0
+    figures = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert [row["name"] for row in figures["rows"]] == ["control"]
+    assert [entry["name"] for entry in figures["skipped"]] == ["vw_bag_dr_50", "trl_grpo"]
+    assert "vowpalwabbit is not installed" in figures["skipped"][0]["why"]
+    assert main([*arguments, "control,trl_grpo"]) == 0
+    assert "skipped: trl_grpo: the package trl is not installed" in capsys.readouterr().out
+    assert main([*arguments, "trl_grpo"]) == 1
+    assert "nobody is left to play" in capsys.readouterr().err
+
+
+ODD = "tests.fakes.odd_world:OddWorld"
+
+
+@pytest.fixture(scope="module")
+def odd_pools(tmp_path_factory: pytest.TempPathFactory, model: str) -> Texts:
+    return write_pools(load_world(ODD, 1).campaigns(), tmp_path_factory.mktemp("odd") / "data", 1, model)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_policy_plays_an_odd_world(name: str, tmp_path: Path, model: str, odd_pools: Texts) -> None:
+    assert [len(odd_pools[place]) for place in (("mail-1", "all"), ("bare", "all"), ("edited", "all"))] == [50, 50, 1]
+    job = Job(name, ODD, 1, 64, 32, model, odd_pools if SETTINGS[name].size else {})
+    row = run_job(job, tmp_path, lambda done, of: None).row
+    assert (row.oracle_ctr, row.share_of_oracle, row.valid_share) == (0.0, None, 1.0)
+    assert row.mean_reward == row.mean_ctr > 0.09
+    # Every text but the 4 controls is the model's own.
+    assert row.distinct_texts > 4 or name in ("control", "best_of_50")
 
 
 def test_unknown_worlds_are_named(capsys: pytest.CaptureFixture[str]) -> None:

@@ -28,7 +28,7 @@ def test_one_row_at_a_time_learns_for_that_row_alone(kind: type[Uniform]) -> Non
     peer = kind(ARMS)
     peer.update(np.array([1]), np.array([[4, 4, 0]]), np.array([[1.0, 0.0, 0.0]]))
     assert peer.impressions.tolist() == [[0, 0, 0, 0, 0], [1, 0, 0, 0, 2], [0, 0, 0, 0, 0]]
-    assert peer.clicks.tolist() == [[0, 0, 0, 0, 0], [0, 0, 0, 0, 1], [0, 0, 0, 0, 0]]
+    assert peer.rewards.tolist() == [[0, 0, 0, 0, 0], [0, 0, 0, 0, 1], [0, 0, 0, 0, 0]]
 
 
 def test_uniform_is_uniform() -> None:
@@ -55,7 +55,7 @@ def test_ucb_equals_its_formula_and_spreads_a_batch() -> None:
     peer = UCB1(np.array([3]))
     row, rng = np.array([0]), np.random.default_rng(0)
     assert peer.choose(row, 5, rng)[0, :3].tolist() == [0, 1, 2]
-    peer.impressions[0], peer.clicks[0] = [400, 300, 300], [8, 9, 3]
+    peer.impressions[0], peer.rewards[0] = [400, 300, 300], [8, 9, 3]
     pooled = 21 / 1076
     index = np.array([8 / 400, 9 / 300, 3 / 300]) + np.sqrt(
         2 * pooled * (1 - pooled) * np.log(1000) / np.array([400.0, 300.0, 300.0])
@@ -83,3 +83,34 @@ def test_bad_shapes_are_refused() -> None:
         Uniform(np.array([2, 0]))
     with pytest.raises(ValueError, match="expected rows"):
         peer.update(ROWS, np.zeros((3, 2), dtype=np.int64), np.zeros((3, 1)))
+
+
+@pytest.mark.parametrize("kind", [ThompsonSampling, UCB1])
+def test_rewards_of_another_size_are_learnt_alike(kind: type[ThompsonSampling]) -> None:
+    def played(pays: float) -> list[int]:
+        peer, rng = kind(np.array([4])), np.random.default_rng(3)
+        row, chosen = np.array([0]), []
+        for _ in range(400):
+            arms = peer.choose(row, 1, rng)
+            chosen.append(int(arms[0, 0]))
+            clicked = rng.random((1, 1)) < 0.1 * arms
+            peer.update(row, arms, clicked.astype(np.float64) * pays)
+        return chosen
+
+    assert played(1.0) == played(256.0)
+
+
+def test_rewards_of_many_sizes_count_as_clicks_of_their_mean_and_variance() -> None:
+    peer = ThompsonSampling(np.array([2]))
+    peer.update(np.array([0]), np.array([[0, 0, 0, 1]]), np.array([[2.0, 6.0, 0.0, 8.0]]))
+    # sum r^2 / sum r = 104 / 16: a click is worth 6.5.
+    assert peer.clicks(np.array([0])).tolist() == [pytest.approx([8 / 6.5, 8 / 6.5])]
+
+
+@pytest.mark.parametrize("kind", PEERS)
+@pytest.mark.parametrize("pays", [-3.0, 0.25])
+def test_rewards_may_be_negative_or_come_with_every_impression(kind: type[Uniform], pays: float) -> None:
+    peer, rng = kind(ARMS), np.random.default_rng(0)
+    for _ in range(200):
+        peer.update(ROWS, peer.choose(ROWS, 3, rng), np.full((3, 3), pays))
+    assert peer.impressions.sum() == 1800

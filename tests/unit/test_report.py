@@ -6,6 +6,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 from optimizer.maths.proportions import wilson
+from simulators.compare_report import drawn
 from simulators.report import (
     CompareCurve,
     CompareRow,
@@ -18,6 +19,7 @@ from simulators.report import (
     write_compare_report,
     write_report,
 )
+from simulators.settings import NAMES
 
 BINS, BIN = 30, 400
 
@@ -145,7 +147,7 @@ def test_a_kl_over_its_budget_is_called_so(tmp_path: Path) -> None:
     assert "over its budget of 8 nats" in " ".join(page.text)
 
 
-def test_a_comparison_ranks_by_the_last_tenth_and_averages_seeds(tmp_path: Path) -> None:
+def test_a_comparison_ranks_by_mean_rate_and_averages_seeds(tmp_path: Path) -> None:
     rows = [
         CompareRow(name, seed, 0.05 + gain / 2, 0.05 + gain + seed / 100, 0.3, 0.06, kl, valid, 12, 30.0)
         for name, gain, kl, valid in (("uniform", 0.0, None, None), ("adloop", 0.1, 6.0, 0.99))
@@ -154,9 +156,23 @@ def test_a_comparison_ranks_by_the_last_tenth_and_averages_seeds(tmp_path: Path)
     curves = [
         CompareCurve(r.name, r.seed, tuple((k * 100, r.last_tenth_ctr * k / 10) for k in range(1, 11))) for r in rows
     ]
-    text = " ".join(written(write_compare_report(rows, curves, tmp_path / "c.html")).text)
-    assert "2 policies on the same arrivals, 2 seeds each." in text
+    skipped = [{"name": "trl_grpo", "why": "the package <trl> is not installed"}]
+    text = " ".join(written(write_compare_report(rows, curves, tmp_path / "c.html", skipped)).text)
+    assert (
+        "2 policies on the same arrivals, 2 seeds each. Skipped: trl_grpo (the package <trl> is not installed)." in text
+    )
     assert text.index("adloop") < text.index("uniform")
-    assert "165.0 (160.0 to 170.0)" in text
+    # 160 and 170: Student's t of one degree of freedom at 97.5 % is 12.706, the standard error 5.
+    assert "165.0 (101.5 to 228.5)" in text
     assert "6.00 (6.00 to 6.00)" in text
+    assert "adloop over each other policy" in text
     assert "At the end: adloop 165.0, uniform 65.0." in text
+
+
+def test_a_chart_shows_the_best_of_each_kind_where_there_are_many() -> None:
+    rates = {name: 0.01 * at for at, name in enumerate(NAMES)} | {"adloop": 0.001, "vw_bag_mtr_50": 0.9}
+    rows = [CompareRow(name, 1, rate, rate, 0.3, rate, 0.0, 1.0, 12, 30.0) for name, rate in rates.items()]
+    shown = drawn(rows)
+    assert shown[:2] == ["adloop", "vw_bag_mtr_50"]
+    assert set(shown[2:]) == {"trl_grpo", "reinforce", "best_of_50", "ucb_50", "thompson_50", "control"}
+    assert drawn(rows[:3]) == [row.name for row in sorted(rows[:3], key=lambda row: -row.mean_ctr)]

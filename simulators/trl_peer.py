@@ -1,0 +1,137 @@
+"""TRL's GRPO (Shao et al. 2024, arXiv 2402.03300) taught by live traffic: its own trainer, advantages, loss and step.
+
+TRL samples a group of completions for one prompt and rewards them at once. Here a group is made of texts of one place
+that were shown, one after another; a place's texts wait until there are enough of them for a group.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from optimizer.learning.policy import LanguagePolicy
+from simulators.language_peers import DECODE, Told
+from simulators.places import Place
+from simulators.settings import GrpoConfig
+
+
+class Grpo:
+    """A `Trainer` (simulators/language_peers.py) around `trl.GRPOTrainer`. Needs the `peers` extra."""
+
+    def __init__(self, policy: LanguagePolicy, config: GrpoConfig, folder: Path, seed: int) -> None:
+        self._policy, self._config = policy, config
+        self._waiting: dict[Place, list[Told]] = defaultdict(list)
+        self._batch: list[Told] = []
+        self._kl = 0.0
+        self.trainer = make_trainer(policy, config, folder, seed, self._rollout, self._rewards)
+        self._optimizer = self.trainer.create_optimizer()
+
+    def update(self, told: Sequence[Told]) -> None:
+        """One of TRL's training steps on every whole group there is."""
+        for one in told:
+            self._waiting[one.place].append(one)
+        self._batch = []
+        for waiting in self._waiting.values():
+            whole = len(waiting) - len(waiting) % self._config.group
+            self._batch += waiting[:whole]
+            del waiting[:whole]
+        if self._batch:
+            training_step(self.trainer, self._optimizer, [one.prompt.text for one in self._batch])
+            with torch.no_grad():
+                tokens = [one.sample.token_ids for one in self._batch]
+                scored = self._policy.score([one.prompt for one in self._batch], tokens, DECODE)
+            self._kl = float(scored.kl.mean())
+
+    def kl(self) -> float:
+        return self._kl
+
+    def _rollout(self, prompts: list[str], trainer: Any) -> dict[str, Any]:
+        """What was shown, in the place of what TRL would sample."""
+        del prompts, trainer
+        return rollout(self._policy, self._batch)
+
+    def _rewards(self, **_: Any) -> list[float]:
+        return [one.reward for one in self._batch]
+
+
+def rollout(policy: LanguagePolicy, told: Sequence[Told]) -> dict[str, Any]:
+    """Shown texts as TRL's rollouts: prompt and completion tokens; the forced names of later slots are no actions."""
+    output: dict[str, list[list[Any]]] = {"prompt_ids": [], "completion_ids": [], "logprobs": [], "env_mask": []}
+    for one in told:
+        heads = [policy.codec.encode(f"{slot.name}:") for slot in one.prompt.slots]
+        ids: list[int] = []
+        logs: list[float] = []
+        mask: list[int] = []
+        for at, (tokens, values) in enumerate(zip(one.sample.token_ids, one.sample.log_probs, strict=True)):
+            forced = heads[at] if at else []
+            ids += [*forced, *tokens]
+            logs += [0.0] * len(forced) + list(values)
+            mask += [0] * len(forced) + [1] * len(tokens)
+        output["prompt_ids"].append(policy.prompt_ids(one.prompt) + heads[0])
+        output["completion_ids"].append(ids)
+        output["logprobs"].append(logs)
+        output["env_mask"].append(mask)
+    return output
+
+
+def make_trainer(
+    policy: LanguagePolicy, config: GrpoConfig, folder: Path, seed: int, rollouts: Any, rewards: Any
+) -> Any:
+    """TRL's trainer of the policy's own model, on the device where it is, without logging and saving."""
+    os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"
+    with warnings.catch_warnings():
+        # What it imports warns of its own future.
+        warnings.simplefilter("ignore")
+        from datasets import Dataset
+        from trl import GRPOConfig, GRPOTrainer
+
+        arguments = GRPOConfig(
+            output_dir=str(folder / "trl"),
+            per_device_train_batch_size=config.group,
+            num_generations=config.group,
+            steps_per_generation=1,
+            learning_rate=config.learning_rate,
+            beta=config.beta,
+            scale_rewards=config.scale_rewards,
+            loss_type=config.loss_type,
+            temperature=DECODE.temperature,
+            gradient_checkpointing=False,
+            bf16=False,
+            use_cpu=policy.device.type == "cpu",
+            report_to=[],
+            save_strategy="no",
+            disable_tqdm=True,
+            seed=seed,
+        )
+        trainer = GRPOTrainer(
+            model=policy.model,
+            reward_funcs=rewards,
+            args=arguments,
+            train_dataset=Dataset.from_list([{"prompt": "unused"}]),
+            processing_class=policy.codec.tokenizer,
+            rollout_func=rollouts,
+        )
+    trainer.current_gradient_accumulation_steps = 1
+    return trainer
+
+
+def training_step(trainer: Any, optimizer: Any, prompts: Sequence[str]) -> None:
+    """TRL's own step, then what its trainer's loop does after it: clip, step, clear."""
+    model = trainer.model
+    model.train()
+    with warnings.catch_warnings():
+        # TRL asks transformers for a property that the latter has renamed.
+        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`", category=FutureWarning)
+        trainer.training_step(model, [{"prompt": prompt} for prompt in prompts], None)
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), trainer.args.max_grad_norm)
+    if bool(torch.isfinite(norm)):
+        optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    trainer.state.global_step += 1
+    model.eval()
