@@ -16,7 +16,7 @@ ARGS ?=
 # 1: the demo's four roles as processes of their own over a broker of their own; HOST:PORT: over that broker.
 KAFKA ?=
 
-.PHONY: test-faults bench-learning help setup demo up replay kafka kafka-stop test lint type check bench lock clean
+.PHONY: test-faults bench-learning bench-freshness help setup demo up replay kafka kafka-stop test lint type check bench lock clean
 
 help: ## this list
 	@echo 'Adloop: ad copy that learns from its clicks.'
@@ -66,7 +66,11 @@ type: $(READY) ## mypy --strict, tests included
 check: lint type test ## lint, type and test
 
 bench: $(READY) ## measure: every script in bench/
-	@set -e; for script in bench/*.py; do echo "== $$script"; $(RUN)/python "$$script" $(ARGS); done
+	@set -e; for script in bench/*.py; do echo "== $$script"; $(RUN)/python -m "bench.$$(basename "$$script" .py)" $(ARGS); done
+
+bench-freshness: $(READY) ## from an event to the first decision that has learnt from it: one process, then four over Kafka
+	@$(RUN)/python -m bench.freshness $(ARGS)
+	@exec scripts/kafka run $(RUN)/python -m bench.freshness --log 'kafka://BROKER?prefix=freshness.' $(ARGS)
 
 bench-learning: $(READY) ## Adloop beside its peers, 10 seeds, over an hour: a table, an HTML report (DIR=data), JSON last
 	@exec $(RUN)/python -m simulators compare --world phrases --impressions 20480 --seeds 10 --json \

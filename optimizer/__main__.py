@@ -93,7 +93,7 @@ def main_join(argv: Sequence[str]) -> int:
             options.extra_retention_ms,
             join_group(options.log, options.group),
         ) as joiner,
-        _exported(figures_now, options.metrics_port),
+        _exported(figures_now, options.metrics_port, options.metrics_host),
     ):
         _until_stopped(joiner, stopping, options.until_idle, figures_now)
         figures: dict[str, object] = {**joiner.counts, "seconds": round(time.monotonic() - started, 3)}
@@ -131,13 +131,13 @@ def join_group(url: str, group: str | None) -> Assignment | None:
 
 
 @contextmanager
-def _exported(figures: JoinerFigures, port: int | None) -> Iterator[None]:
+def _exported(figures: JoinerFigures, port: int | None, host: str) -> Iterator[None]:
     """Show the figures over HTTP, if a port was given."""
     if port is None:
         yield
         return
-    with closing(Exporter(figures, port)) as exporter:
-        print(f"metrics: http://127.0.0.1:{exporter.port}/metrics", file=sys.stderr, flush=True)
+    with closing(Exporter(figures, port, host)) as exporter:
+        print(f"metrics: http://{host}:{exporter.port}/metrics", file=sys.stderr, flush=True)
         yield
 
 
@@ -178,7 +178,8 @@ def _join_parser() -> argparse.ArgumentParser:
     parser.add_argument("--log", required=True, help="sqlite:///PATH or kafka://HOST:PORT[,HOST:PORT]?prefix=adloop.")
     parser.add_argument("--state", required=True, type=Path, help="the joiner's own folder; one joiner per folder")
     parser.add_argument("--group", help="consumer group to share partitions in; the embedded log has none, ignores it")
-    parser.add_argument("--metrics-port", type=int, metavar="PORT", help="show /metrics and /readyz on 127.0.0.1")
+    parser.add_argument("--metrics-port", type=int, metavar="PORT", help="show /metrics and /readyz there")
+    parser.add_argument("--metrics-host", default="127.0.0.1", metavar="HOST", help="listen there (%(default)s)")
     parser.add_argument("--until-idle", type=_seconds, metavar="SECONDS", help="end when nothing has come for so long")
     parser.add_argument("--data", type=Path, help=f"the folder with {TOKEN_KEYS_FILE}, as `python -m serving` makes it")
     parser.add_argument("--token-keys", type=Path, metavar="FILE", help="a file of kid:base64,... to check tokens with")

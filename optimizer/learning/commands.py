@@ -46,15 +46,7 @@ def bar(console: Console) -> tuple[Progress, Told]:
 
 def main_learn(argv: Sequence[str]) -> int:
     """`python -m optimizer learn --log URL --data DIR`."""
-    parser = argparse.ArgumentParser(
-        prog="optimizer learn", description="Teach critic and policy from the outcomes in the log."
-    )
-    parser.add_argument("--log", required=True, help="sqlite:///PATH or kafka://HOST:PORT[,HOST:PORT]?prefix=adloop.")
-    parser.add_argument("--data", required=True, type=Path, help="folder of the policy store and the base model")
-    parser.add_argument(
-        "--model", help="Hugging Face name or folder of a causal language model (default: the tiny one)"
-    )
-    parser.add_argument("--kl-budget", type=float, default=KL_BUDGET, help="nats per sequence (default %(default)s)")
+    parser = learn_parser()
     args = parser.parse_args(argv)
     if not args.kl_budget > 0:
         parser.error(f"--kl-budget: got {args.kl_budget}, expected nats > 0")
@@ -76,6 +68,20 @@ def main_learn(argv: Sequence[str]) -> int:
         print(f"optimizer learn: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+def learn_parser() -> argparse.ArgumentParser:
+    """The options of `learn`."""
+    parser = argparse.ArgumentParser(
+        prog="optimizer learn", description="Teach critic and policy from the outcomes in the log."
+    )
+    parser.add_argument("--log", required=True, help="sqlite:///PATH or kafka://HOST:PORT[,HOST:PORT]?prefix=adloop.")
+    parser.add_argument("--data", required=True, type=Path, help="folder of the policy store and the base model")
+    parser.add_argument(
+        "--model", help="Hugging Face name or folder of a causal language model (default: the tiny one)"
+    )
+    parser.add_argument("--kl-budget", type=float, default=KL_BUDGET, help="nats per sequence (default %(default)s)")
+    return parser
 
 
 def main_pretrain(argv: Sequence[str]) -> int:
