@@ -116,6 +116,13 @@ class MemoryLog:
     def reader(self, positions: Mapping[TopicPartition, int]) -> MemoryReader:
         return MemoryReader(self, dict(positions))
 
+    def appends(self) -> int:
+        """Nobody waits for them here."""
+        return self.published
+
+    def wait_for_append(self, seen: int, timeout_s: float) -> None:
+        """As `appends`."""
+
     def publisher(self, partition: int) -> MemoryPublisher:
         return MemoryPublisher(self, partition)
 

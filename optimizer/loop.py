@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable
 from typing import Final
 
-IDLE_S: Final = 0.05
+IDLE_S: Final = 0.1
 RETRY_S: Final = 1.0
 
 

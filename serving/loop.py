@@ -8,11 +8,12 @@ from collections.abc import Callable
 from typing import Protocol
 
 from optimizer.errors import ConfigError, LogTruncated
+from optimizer.stream.log import EventLog
 from serving.health import Health
 
 logger = logging.getLogger(__name__)
 
-IDLE_S = 0.02
+IDLE_S = 0.1
 BACKOFF_FIRST_S = 0.5
 BACKOFF_MOST_S = 30.0
 FATAL = (ConfigError, LogTruncated)  # starting again would end the same way
@@ -35,6 +36,8 @@ class RoleThread:
     Args:
       make: builds the role, in the thread (it may take long: train a model, replay a log).
       paused: whether an operator has paused the role, which it heeds by itself; shown as its state.
+      idle_s: the pause after a step that found nothing to do.
+      log: given, an append of this process ends that pause.
     """
 
     def __init__(
@@ -46,6 +49,7 @@ class RoleThread:
         on_fatal: Callable[[str], None],
         paused: Callable[[], bool] = lambda: False,
         idle_s: float = IDLE_S,
+        log: EventLog | None = None,
     ) -> None:
         self.name = name
         self.restarts = 0
@@ -55,6 +59,7 @@ class RoleThread:
         self._on_fatal = on_fatal
         self._paused = paused
         self._idle_s = idle_s
+        self._log = log
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         health.roles[name] = "starting"
 
@@ -95,5 +100,10 @@ class RoleThread:
 
     def _step(self, role: Steps) -> None:
         self._health.roles[self.name] = "paused" if self._paused() else "running"
-        if not role.step():
+        seen = 0 if self._log is None else self._log.appends()
+        if role.step():
+            return
+        if self._log is None:
             self._stopping.wait(self._idle_s)
+        else:
+            self._log.wait_for_append(seen, self._idle_s)

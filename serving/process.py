@@ -34,6 +34,7 @@ from serving.settings import Settings
 from serving.views import Views
 
 GAUGES_EVERY_S = 0.25
+VIEWS_IDLE_S = 0.05  # how soon new pools and versions are served
 STOP_S = 2.0  # how long all roles together may take to end; HTTP has had its own grace before
 
 
@@ -73,7 +74,7 @@ class Process:
     def start(self, on_fatal: Callable[[], None]) -> None:
         """Start the roles. `on_fatal` is called, in a role's thread, once `fault` is set."""
         self._on_fatal = on_fatal
-        self._add("views", lambda: _Following(self))
+        self._add("views", lambda: _Following(self), idle_s=VIEWS_IDLE_S)
         if isinstance(self._joining, Asking) and self._settings.joiners:
             self._add("joiners", lambda: self._joining, idle_s=ASK_EVERY_S)
         if self._settings.all_roles:
@@ -86,7 +87,7 @@ class Process:
         opened = LearningOnce(settings.data, settings.model)
         seed = int.from_bytes(os.urandom(7), "little")
         if isinstance(joining, Joining):
-            self._add("joiner", lambda: joining.role(log, settings.data, settings.token_keys, clock))
+            self._add("joiner", lambda: joining.role(log, settings.data, settings.token_keys, clock), log=log)
         self._add("learner", lambda: make_learner(log, opened, clock), self.operator.paused)
         self._add(
             "generator", lambda: self._writer.role(lambda: make_generator(log, opened, clock, seed, self._prompts))
@@ -134,8 +135,9 @@ class Process:
         make: Callable[[], Steps],
         paused: Callable[[], bool] = lambda: False,
         idle_s: float = IDLE_S,
+        log: EventLog | None = None,
     ) -> None:
-        self._roles.append(RoleThread(name, make, self.health, self._stopping, self._fail, paused, idle_s))
+        self._roles.append(RoleThread(name, make, self.health, self._stopping, self._fail, paused, idle_s, log))
 
     def _fail(self, fault: str) -> None:
         if self.fault is None:

@@ -42,6 +42,8 @@ class KafkaLog:
         self._lock = threading.Lock()
         self._producer: Producer | None = None
         self._closed = False
+        self._appended = threading.Condition()
+        self._appends = 0
 
     @property
     def client(self) -> str:
@@ -72,11 +74,13 @@ class KafkaLog:
             return []
         producer = self._current_producer()
         try:
-            return producer.send(messages)
+            places = producer.send(messages)
         except (AdloopError, OSError):
             # What it still holds must not go out later on its own, in between what is appended by then.
             self._discard(producer)
             raise
+        self.tell_append()
+        return places
 
     def start(self, at: TopicPartition) -> int:
         """The smallest offset that can still be read."""
@@ -110,6 +114,21 @@ class KafkaLog:
         self._named([TopicPartition("outcomes", partition)])
         transactions = self._client.transactions(f"{self.config.prefix}{PUBLISHER_ID}{partition}")
         return KafkaPublisher(self, transactions, partition)
+
+    def appends(self) -> int:
+        """Appends made through this object so far."""
+        return self._appends
+
+    def wait_for_append(self, seen: int, timeout_s: float) -> None:
+        """Return when `appends()` differs from `seen`, or after `timeout_s`."""
+        with self._appended:
+            self._appended.wait_for(lambda: self._appends != seen, timeout_s)
+
+    def tell_append(self) -> None:
+        """Something was appended: wake up who waits for that."""
+        with self._appended:
+            self._appends += 1
+            self._appended.notify_all()
 
     def close(self) -> None:
         """Close the connections; appends that wait get an OSError."""
@@ -179,12 +198,14 @@ class KafkaPublisher:
         if not messages:
             return []
         try:
-            return self._transactions.send(messages)
+            places = self._transactions.send(messages)
         except Fenced as error:
             raise Fenced(
                 f"outcomes[{self._partition}]: another joiner has taken this partition over, so this one must not "
                 "publish; stop one of the two, or start them in one --group"
             ) from error
+        self._log.tell_append()
+        return places
 
     def close(self) -> None:
         """Give up the connection; the right itself ends when another takes it."""

@@ -106,6 +106,14 @@ class EventLog(Protocol):
         can all be read, and no more of theirs comes."""
         ...
 
+    def appends(self) -> int:
+        """Appends made through this object so far: what `wait_for_append` compares. Others' are not counted."""
+        ...
+
+    def wait_for_append(self, seen: int, timeout_s: float) -> None:
+        """Return when `appends()` differs from `seen`, or after `timeout_s`."""
+        ...
+
     def close(self) -> None: ...
 
 

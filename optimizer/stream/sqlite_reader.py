@@ -28,6 +28,7 @@ class SqliteReader:
         self._db = db
         self._positions = positions
         self._order = list(positions)
+        self._empty_at: int | None = None  # the file's version at which there was nothing to read
 
     def poll(self, max_records: int = 1000, timeout_s: float = 0.0) -> list[Record]:
         """The next records, a fair share of each partition, waiting up to `timeout_s` for the first."""
@@ -35,8 +36,11 @@ class SqliteReader:
         while True:
             seen = self._log.appends()
             version = self._version()
-            if records := self._fetch(max_records):
-                return records
+            if version != self._empty_at:
+                # Until the file changes an empty look need not be repeated: a role that idles asks often.
+                if records := self._fetch(max_records):
+                    return records
+                self._empty_at = version
             # Appends of this process wake us at once; those of others show in data_version at the next look.
             while (left := deadline - time.monotonic()) > 0:
                 self._log.wait_for_append(seen, min(left, POLL_INTERVAL_S))

@@ -165,6 +165,21 @@ class LogContract(ABC):
         timer.join()
         reader.close()
 
+    def test_who_waits_for_an_append_wakes_up_for_one(self, log: EventLog) -> None:
+        seen = log.appends()
+        began = time.monotonic()
+        log.wait_for_append(seen, 0.05)
+        assert time.monotonic() - began >= 0.05
+        assert log.appends() == seen
+        waker = threading.Timer(0.1, log.append, ([Append("events", "k", b"v")],))
+        waker.start()
+        log.wait_for_append(seen, 60.0)
+        waker.join(60)
+        assert log.appends() != seen
+        seen = log.appends()
+        log.publisher(0).append([Append("outcomes", "k", b"v")])
+        assert log.appends() != seen, "what is published counts too"
+
     def test_a_waiting_reader_gives_up_in_time(self, log: EventLog) -> None:
         reader = log.reader(whole(log, "events"))
         started = time.monotonic()

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from optimizer.errors import ConfigError
+from optimizer.stream.log import Append
 from serving import loop
 from serving.health import Health
 from serving.loop import RoleThread
@@ -70,6 +71,19 @@ def test_a_passing_fault_starts_the_role_again(
     stopping.set()
     assert thread.join(60)
     assert script.closed == 3
+
+
+def test_an_append_ends_a_roles_pause(rig: Rig) -> None:
+    script, stopping = Script(), threading.Event()
+    thread = RoleThread("joiner", script.make, rig.parts.health, stopping, lambda _: None, idle_s=300.0, log=rig.log)
+    thread.start()
+    assert script.idle.wait(60)
+    script.idle.clear()
+    rig.log.append([Append("events", "k", b"v")])
+    assert script.idle.wait(60)
+    stopping.set()
+    rig.log.append([Append("events", "k", b"v")])
+    assert thread.join(60)
 
 
 def test_a_fatal_fault_is_handed_up_and_makes_the_server_unready(rig: Rig) -> None:
