@@ -14,6 +14,11 @@ WORLDS = {
     "subtle": "simulators.worlds.market:Subtle",
     "phrases": "simulators.worlds.phrases:Phrases",
     "sparse": "simulators.worlds.phrases:Sparse",
+    "drift": "simulators.worlds.drift:Drift",
+    "delay": "simulators.worlds.conversions:Delay",
+    "proxy": "simulators.worlds.conversions:Proxy",
+    "fatigue": "simulators.worlds.fatigue:Fatigue",
+    "cold": "simulators.worlds.cold:Cold",
 }
 
 

@@ -21,7 +21,7 @@ import numpy as np
 
 from simulators.worlds import taste
 from simulators.worlds.catalogue import Item, Masking, joined, shipped
-from simulators.worlds.oracle import best_text
+from simulators.worlds.oracle import best_texts
 from simulators.worlds.people import (
     DEVICES,
     ILL_FORMED,
@@ -48,6 +48,8 @@ CLICK_MEDIAN_MS, CLICK_LONGEST_MS = 20_000, 1_500_000
 CONVERSION_RATES = (0.05, 0.15)
 CONVERSION_MEDIAN_MS, CONVERSION_LONGEST_MS = 8 * 3_600_000, 5 * DAY_MS
 MAX_CHARS = 80
+KEPT = 400
+"""How many of the best texts the search for the oracle keeps."""
 _PLACEHOLDER = re.compile(r"\[\w+\]")
 Events = list[tuple[str, int, float]]
 
@@ -82,7 +84,7 @@ class Market:
         self._liked: dict[tuple[object, ...], float] = {}
         self._fine: dict[tuple[object, ...], bool] = {}
         self._sounds: dict[str, bool] = {}
-        self._found: dict[tuple[str, Place], str] = {}
+        self._found: dict[tuple[str, Place], list[str]] = {}
         self._campaign_shares = drawing.dirichlet(np.full(len(self._items), 12.0))
         self._segment_shares = {name: drawing.dirichlet(np.full(len(self.segments), 12.0)) for name in self._items}
         self._peak_hours = {segment: float(drawing.uniform(7, 22)) for segment in self.segments}
@@ -165,6 +167,10 @@ class Market:
         share = float(self._campaign_shares[list(self._items).index(campaign_id)])
         own = self._segment_shares[campaign_id]
         return {name: share * float(part) for name, part in zip(self.segments, own, strict=True)}
+
+    def items(self) -> dict[str, Item]:
+        """What is advertised, by campaign_id; a copy."""
+        return copy.deepcopy(self._items)
 
     def best_rate(self, campaign_id: str, segment: str) -> float:
         """The oracle's click rate there, over device, position and hour; for reports."""
@@ -299,10 +305,11 @@ class Market:
 
     def _best(self, place: Place) -> str:
         """The text, masked, that most people of this segment click on; searched for once."""
-        return self._search("clicks", place, lambda features, fit: self._felt(place, features, fit))
+        return self._search("clicks", place, lambda features, fit: self._felt(place, features, fit))[0]
 
-    def _search(self, name: str, place: Place, score: Callable[[Vector, Vector], Vector]) -> str:
-        """The best text for a place by `score(features [N, K], fit [N]) -> [N]`, remembered under `name`."""
+    def _search(self, name: str, place: Place, score: Callable[[Vector, Vector], Vector]) -> list[str]:
+        """The best texts, masked, for a place by `score(features [N, K], fit [N]) -> [N]`, the best first; remembered
+        under `name`."""
         if (name, place) not in self._found:
             campaign_id = place[0]
             lines, _ = reference()
@@ -314,7 +321,7 @@ class Market:
                 reading = self._reading(campaign_id, text)
                 return float(score(reading.features[None, :], np.array([reading.fit]))[0])
 
-            _, self._found[name, place] = best_text(
+            ranked = best_texts(
                 [lines[at] for at in rows],
                 np.hstack([reference_features()[rows], goods]),
                 lambda features: score(features[:, :-1], features[:, -1]),
@@ -322,6 +329,7 @@ class Market:
                 lambda text: len(self._masking[campaign_id].filled(text)) <= MAX_CHARS and self._sounds_right(text),
                 len(taste.lexicon().topics),
             )
+            self._found[name, place] = [text for _, text in ranked[:KEPT]]
         return self._found[name, place]
 
 

@@ -33,7 +33,19 @@ def best_text(
     allowed: Callable[[str], bool],
     topics: int,
 ) -> tuple[float, str]:
-    """(liking, text) of the best text found.
+    """(liking, text) of the best text found: the first of `best_texts`, whose arguments it takes."""
+    return best_texts(lines, matrix, guess, read, allowed, topics)[0]
+
+
+def best_texts(
+    lines: Sequence[str],
+    matrix: Vector,
+    guess: Callable[[Vector], Vector],
+    read: Callable[[str], float],
+    allowed: Callable[[str], bool],
+    topics: int,
+) -> list[tuple[float, str]]:
+    """(liking, text) of every text read on the way, the best first.
 
     Args:
       lines: texts to start from, and to join.
@@ -74,5 +86,4 @@ def best_text(
             break
         longer.sort(key=lambda one: (-one[0], one[1]))
         beam = [(text, row) for _, text, row in longer[:BEAM]]
-    text = max(found, key=lambda one: (found[one], one))
-    return found[text], text
+    return sorted(((liking, text) for text, liking in found.items()), reverse=True)
