@@ -89,7 +89,7 @@ def test_set_up_installs_the_uv_it_names() -> None:
     assert re.fullmatch(r"\d+\.\d+\.\d+", wanted[0])
 
 
-@pytest.mark.parametrize("path", [".ci/run", "scripts/setup", "scripts/browser"])
+@pytest.mark.parametrize("path", [".ci/run", "scripts/setup", "scripts/browser", "scripts/kafka"])
 def test_scripts_are_executable_and_parse(path: str) -> None:
     assert os.access(ROOT / path, os.X_OK)
     shell = "bash" if "bash" in (ROOT / path).read_text().splitlines()[0] else "sh"
@@ -121,14 +121,25 @@ def test_set_up_says_which_python_it_needs(tmp_path: Path) -> None:
     assert not (repository / ".venv").exists()
 
 
-def test_tests_of_the_page_never_skip_in_silence(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("user", "apt"), [("1000", ""), ("0", ""), ("0", "exit 100")])
+@pytest.mark.parametrize(
+    ("script", "says"),
+    [
+        ("scripts/kafka fetch", "sudo apt-get install openjdk-17-jre-headless"),
+        ("scripts/browser", "sudo apt-get install chromium chromium-driver"),
+    ],
+)
+def test_what_cannot_be_installed_is_said(tmp_path: Path, script: str, says: str, user: str, apt: str) -> None:
     env = without_python(tmp_path)
-    (tmp_path / "id").unlink()
-    (tmp_path / "id").write_text("#!/bin/sh\necho 1000\n")
-    (tmp_path / "id").chmod(0o755)
-    run = subprocess.run([ROOT / "scripts/browser"], env=env, capture_output=True, text=True, check=False)
+    (tmp_path / "sed").symlink_to(str(shutil.which("sed")))
+    for name, does in (("id", f"echo {user}"), *([("apt-get", apt)] if apt else [])):
+        (tmp_path / name).unlink(missing_ok=True)
+        (tmp_path / name).write_text(f"#!/bin/sh\n{does}\n")
+        (tmp_path / name).chmod(0o755)
+    command = [str(ROOT / script.split()[0]), *script.split()[1:]]
+    run = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
     assert run.returncode == 1
-    assert "sudo apt-get install chromium chromium-driver" in run.stderr
+    assert says in run.stderr
 
 
 def test_license_is_apache_2_0_in_full() -> None:
