@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
+import socket
+import subprocess
+import sys
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
@@ -16,7 +21,7 @@ from simulators.ad_client import AdClient
 from simulators.pace import Monitor
 from simulators.roles import check_empty, running_roles
 from simulators.server import Child, Server
-from tests.kafka_rig import new_prefix, url
+from tests.kafka_rig import ROOT, new_prefix, url
 from tests.serving_rig import MINIMAL
 
 SHOWN = 48  # over the 32 outcomes that an increment waits for
@@ -75,3 +80,28 @@ def test_one_lap_over_a_broker_and_an_orderly_end(broker: Broker, tmp_path: Path
     # What a demo measures needs a fresh start.
     with pytest.raises(ConfigError, match="holds records already"):
         check_empty(log)
+
+
+BESIDE = """
+import signal, sys, time
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(7))
+print(sys.argv[1], flush=True)
+time.sleep(600)
+"""
+
+
+def test_a_broker_for_one_command_ends_with_it(tmp_path: Path) -> None:
+    command = [ROOT / "scripts/kafka", "run", sys.executable, "-c", BESIDE, "kafka://BROKER"]
+    with subprocess.Popen(
+        command, env={**os.environ, "TMPDIR": str(tmp_path)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as run:
+        assert run.stdout is not None
+        address = run.stdout.readline().strip().removeprefix("kafka://127.0.0.1:")
+        assert address.isdigit()
+        socket.create_connection(("127.0.0.1", int(address)), timeout=60).close()
+        assert len(list(tmp_path.glob("adloop-kafka-*"))) == 1
+        run.send_signal(signal.SIGTERM)
+        assert run.wait(120) == 7, "the command hears the signal, and its status is ours"
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", int(address)), timeout=60)
+    assert list(tmp_path.iterdir()) == []
