@@ -25,6 +25,7 @@ from optimizer.stream.tokens import TokenKeys
 LOOK_EVERY_S: Final = 0.5
 ASK_EVERY_S: Final = 1.0
 ANSWER_WITHIN_S: Final = 2.0
+SILENT_AFTER_S: Final = 5.0  # a busy joiner may miss a question or two
 WINDOW_S: Final = 60.0  # the delays that are shown are those of the last minute
 _LAG: Final = "adloop_joiner_partition_lag_records"
 _AGE: Final = "adloop_joiner_event_time_age_seconds"
@@ -66,8 +67,9 @@ class StreamFigures:
         return sum(lane.decisions + lane.events for lane in self.lanes)
 
 
-def together(scrapes: Sequence[Iterable[Metric] | None]) -> StreamFigures:
-    """The figures of several joiners as one; None stands for one that did not answer."""
+def together(scrapes: Sequence[Iterable[Metric] | None], silent: int = 0) -> StreamFigures:
+    """The figures of several joiners as one; None stands for one that never answered, and `silent` is how many do not
+    answer now."""
     sums: dict[tuple[str, str], float] = {}
     lanes: dict[int, Lane] = {}
     answered = [list(families) for families in scrapes if families is not None]
@@ -87,11 +89,10 @@ def together(scrapes: Sequence[Iterable[Metric] | None]) -> StreamFigures:
             case name if name == _BEHIND:
                 lane = lane._replace(behind=int(value))
         lanes[partition] = lane
-    silent = len(scrapes) - len(answered)
     return StreamFigures(
         joiners=len(scrapes),
         silent=silent,
-        ready=not silent and sums.get(("adloop_joiner_ready", ""), 0.0) == len(answered),
+        ready=not silent and sums.get(("adloop_joiner_ready", ""), 0.0) == len(scrapes),
         open_decisions=int(sums.get(("adloop_joiner_open_decisions", ""), 0)),
         revisions=int(sums.get((_REVISIONS + _TOTAL, ""), 0)),
         quarantined={
@@ -171,9 +172,13 @@ class Joining:
 class Asking:
     """The joiners in other processes, asked for their metrics once a second."""
 
-    def __init__(self, urls: Sequence[str], get: Callable[[str], str] | None = None) -> None:
+    def __init__(
+        self, urls: Sequence[str], get: Callable[[str], str] | None = None, now_s: Callable[[], float] = time.monotonic
+    ) -> None:
         self._urls = urls
         self._get = get or _get
+        self._now_s = now_s
+        self._heard: dict[str, tuple[float, list[Metric] | None]] = dict.fromkeys(urls, (float("-inf"), None))
         self._figures: StreamFigures | None = None
 
     def figures(self) -> StreamFigures | None:
@@ -181,15 +186,20 @@ class Asking:
         return self._figures
 
     def step(self) -> bool:
-        """Ask all of them once; always False: the next look comes after a pause."""
-        self._figures = together([self._ask(url) for url in self._urls])
+        """Ask all of them once; always False: the next look comes after a pause. What one last said stays shown."""
+        for url in self._urls:
+            families = self._ask(url)
+            if families is not None:
+                self._heard[url] = (self._now_s(), families)
+        silent = sum(self._now_s() - at > SILENT_AFTER_S for at, _ in self._heard.values())
+        self._figures = together([self._heard[url][1] for url in self._urls], silent)
         return False
 
     def _ask(self, url: str) -> list[Metric] | None:
         try:
             return list(text_string_to_metric_families(self._get(f"{url}/metrics")))
         except (OSError, ValueError):
-            # It is starting, or gone: the page says so.
+            # It is starting, busy or gone: the page says so after a while.
             return None
 
 

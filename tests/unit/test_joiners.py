@@ -11,7 +11,7 @@ import pytest
 from optimizer.errors import ConfigError
 from optimizer.stream.exporter import Exporter, JoinerFigures
 from optimizer.stream.log import Append
-from serving.joiners import Asking, Delays, Lane, StreamFigures
+from serving.joiners import SILENT_AFTER_S, Asking, Delays, Lane, StreamFigures
 from serving.settings import _joiner_url
 from tests.stream_rig import T0, Rig, decision, event
 
@@ -55,6 +55,26 @@ def test_a_joiner_is_asked_over_http(rig: Rig) -> None:
 def test_a_joiner_that_does_not_answer_is_counted() -> None:
     silent = asked("http://127.0.0.1:9")
     assert (silent.joiners, silent.silent, silent.ready, silent.lanes) == (1, 1, False, ())
+
+
+def test_what_a_joiner_last_said_stays_when_it_falls_silent() -> None:
+    now, page = [100.0], ["adloop_joiner_ready 1.0\nadloop_joiner_open_decisions 7.0\n"]
+
+    def get(url: str) -> str:
+        if not page:
+            raise TimeoutError
+        return page[0]
+
+    asking = Asking(["http://x"], get, lambda: now[0])
+    seen = []
+    for passed_s in (0.0, SILENT_AFTER_S, 0.1):
+        now[0] += passed_s
+        asking.step()
+        page.clear()
+        figures = asking.figures()
+        assert figures is not None
+        seen.append((figures.open_decisions, figures.silent, figures.ready))
+    assert seen == [(7, 0, True), (7, 0, True), (7, 1, False)]
 
 
 def test_what_is_no_metrics_page_counts_as_silent() -> None:
