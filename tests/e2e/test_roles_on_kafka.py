@@ -91,7 +91,7 @@ time.sleep(600)
 
 
 def test_a_broker_for_one_command_ends_with_it(tmp_path: Path) -> None:
-    command = [ROOT / "scripts/kafka", "run", sys.executable, "-c", BESIDE, "kafka://BROKER"]
+    command = [str(ROOT / "scripts/kafka"), "run", sys.executable, "-c", BESIDE, "kafka://BROKER"]
     with subprocess.Popen(
         command, env={**os.environ, "TMPDIR": str(tmp_path)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as run:
