@@ -129,11 +129,13 @@ class Candidate(Struct, frozen=True):
 
 
 class Decode(Struct, frozen=True):
-    """The sampling distribution's parameters; `top_k` 0 and `top_p` 1 switch the truncation off."""
+    """The sampling distribution's parameters (maths/decoding.py:Truncation); `top_k` 0, `top_p` 1 and `min_p` 0 switch
+    the truncation off."""
 
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
+    min_p: float = 0.0
 
 
 class Pool(Struct, frozen=True):

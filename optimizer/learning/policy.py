@@ -19,7 +19,8 @@ from transformers import DynamicCache
 
 from optimizer.learning.prompt import Prompt
 from optimizer.learning.tokenizer import TextCodec
-from optimizer.maths.decoding import decoding_log_probs, drawn_tokens
+from optimizer.maths.decoding import Truncation, decoding_log_probs, drawn_tokens
+from optimizer.maths.positions import reference_log_probs, score_positions
 from optimizer.types import Decode
 
 MAX_SLOT_TOKENS = 96
@@ -172,7 +173,7 @@ class LanguagePolicy:
         """Sample one line for every row, until each has ended or has `limit` tokens.
 
         `repeat`: rows come in runs of `repeat` equal ones, so that each run's prompt is read once."""
-        count = len(rows)
+        count, truncation = len(rows), truncation_of(decode)
         ids, mask = self._left_padded(rows[::repeat])
         # The last prompt token is fed with the first sampling step, so that every step has the same shape.
         cache = DynamicCache(config=self._config)
@@ -191,7 +192,7 @@ class LanguagePolicy:
             if cancelled():
                 raise Cancelled
             hidden = self._body(token, mask, position, cache)[:, -1]
-            logs = decoding_log_probs(self._head(hidden), decode.temperature, decode.top_k, decode.top_p, self._barred)
+            logs = decoding_log_probs(self._head(hidden), truncation, self._barred)
             token = drawn_tokens(logs, generator)
             tokens_out.append(token[:, 0])
             logs_out.append(logs.gather(1, token)[:, 0])
@@ -264,26 +265,19 @@ class LanguagePolicy:
         gradient leaves out the effect of the policy on which prefixes are reached. `anchor`: what `Scored.anchor` gave
         for the same sequences before, since the reference does not move."""
         packed = self._pack(prompts, token_ids)
-        logits = self._position_logits(packed, reference=False)
-        drawn = decoding_log_probs(logits, decode.temperature, decode.top_k, decode.top_p, self._barred)
-        picked = drawn.gather(1, packed.targets[:, None])[:, 0]
-        # Divergence and entropy are those of the whole distribution: truncated ones need not overlap.
-        logs = decoding_log_probs(logits, decode.temperature, 0, 1.0, self._barred)
         if anchor is None:
             with torch.no_grad(), self._as_reference():
                 first = self._position_logits(packed, reference=True)
-                anchor = decoding_log_probs(first, decode.temperature, 0, 1.0, self._barred)
-        possible = torch.isfinite(logs)
-        safe = torch.where(possible, logs, torch.zeros_like(logs))
-        mass = torch.where(possible, logs.exp(), torch.zeros_like(logs))
-        divergence = (mass * torch.where(possible, safe - anchor, torch.zeros_like(logs))).sum(-1)
-        entropy = -(mass * safe).sum(-1).detach()
+            anchor = reference_log_probs(first, decode.temperature, self._barred)
+        logits = self._position_logits(packed, reference=False)
+        # Divergence and entropy are those of the whole distribution: truncated ones need not overlap.
+        log_prob, kl, entropy = score_positions(logits, anchor, packed.targets, truncation_of(decode), self._barred)
         per_row = torch.bincount(packed.row, minlength=len(prompts)).clamp(min=1)
 
         def summed(values: Tensor) -> Tensor:
             return torch.zeros(len(prompts), device=self.device).index_add(0, packed.row, values)
 
-        return Scored(summed(picked), summed(divergence), summed(entropy) / per_row, anchor)
+        return Scored(summed(log_prob), summed(kl), summed(entropy) / per_row, anchor)
 
     def _pack(self, prompts: Sequence[Prompt], token_ids: Sequence[Sequence[Sequence[int]]]) -> _Packed:
         """Sequences as one batch in which each distinct prompt is read once."""
@@ -337,7 +331,7 @@ class LanguagePolicy:
         packed = self._pack(prompts, token_ids)
         with self._as_reference():
             logits = self._position_logits(packed, reference=True)
-        logs = decoding_log_probs(logits, decode.temperature, 0, 1.0, self._barred)
+        logs = reference_log_probs(logits, decode.temperature, self._barred)
         picked = -logs.gather(1, packed.targets[:, None])[:, 0]
         worst = torch.zeros(len(prompts), device=self.device).scatter_reduce(0, packed.row, picked, "amax")
         return [float(value) for value in worst.cpu()]
@@ -379,6 +373,10 @@ def fits_in(codec: TextCodec, prompt: Prompt, limit: int) -> bool:
     """Whether a prompt fits in `limit` tokens, and its slots' names with 8 tokens of text each in as many again."""
     slots = sum(len(codec.encode(f"{slot.name}:")) + LEAST_SLOT_TOKENS for slot in prompt.slots)
     return len(codec.encode(prompt.text)) <= limit and slots <= limit
+
+
+def truncation_of(decode: Decode) -> Truncation:
+    return Truncation(decode.temperature, decode.top_k, decode.top_p, decode.min_p)
 
 
 def embedding_of(candidate_embedding: str) -> np.ndarray:

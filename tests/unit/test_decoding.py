@@ -5,28 +5,28 @@ from __future__ import annotations
 import pytest
 import torch
 
-from optimizer.maths.decoding import decoding_log_probs, drawn_tokens
+from optimizer.maths.decoding import Truncation, decoding_log_probs, drawn_tokens
 
 LOGITS = torch.tensor([2.0, 1.0, 0.5, 0.0, -1.0])
 
 
 def kept(temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0, barred: torch.Tensor | None = None) -> list[int]:
-    logs = decoding_log_probs(LOGITS, temperature, top_k, top_p, barred)
+    logs = decoding_log_probs(LOGITS, Truncation(temperature, top_k, top_p), barred)
     assert float(logs.exp().sum()) == pytest.approx(1.0, abs=1e-6)
     return [index for index, value in enumerate(logs.tolist()) if value > -torch.inf]
 
 
 def test_plain_is_the_softmax() -> None:
-    torch.testing.assert_close(decoding_log_probs(LOGITS, 1.0, 0, 1.0), LOGITS.log_softmax(-1))
+    torch.testing.assert_close(decoding_log_probs(LOGITS, Truncation(1.0, 0, 1.0)), LOGITS.log_softmax(-1))
 
 
 def test_temperature_divides_the_logits() -> None:
-    torch.testing.assert_close(decoding_log_probs(LOGITS, 0.5, 0, 1.0), (LOGITS * 2).log_softmax(-1))
+    torch.testing.assert_close(decoding_log_probs(LOGITS, Truncation(0.5, 0, 1.0)), (LOGITS * 2).log_softmax(-1))
 
 
 def test_top_k_keeps_k_and_renormalises() -> None:
     assert kept(top_k=2) == [0, 1]
-    torch.testing.assert_close(decoding_log_probs(LOGITS, 1.0, 2, 1.0)[:2], LOGITS[:2].log_softmax(-1))
+    torch.testing.assert_close(decoding_log_probs(LOGITS, Truncation(1.0, 2, 1.0))[:2], LOGITS[:2].log_softmax(-1))
     assert kept(top_k=9) == [0, 1, 2, 3, 4]
 
 
@@ -46,15 +46,15 @@ def test_barred_tokens_take_no_part_in_the_truncation() -> None:
 
 def test_each_row_of_a_batch_is_judged_by_itself() -> None:
     batch = torch.stack([LOGITS, LOGITS.flip(0)])
-    logs = decoding_log_probs(batch, 0.8, 3, 0.9)
+    logs = decoding_log_probs(batch, Truncation(0.8, 3, 0.9))
     for row in range(2):
-        torch.testing.assert_close(logs[row], decoding_log_probs(batch[row], 0.8, 3, 0.9))
+        torch.testing.assert_close(logs[row], decoding_log_probs(batch[row], Truncation(0.8, 3, 0.9)))
 
 
 @pytest.mark.parametrize("temperature", [0.0, -1.0, float("nan")])
 def test_an_impossible_temperature_is_refused(temperature: float) -> None:
     with pytest.raises(ValueError, match="temperature"):
-        decoding_log_probs(LOGITS, temperature, 0, 1.0)
+        decoding_log_probs(LOGITS, Truncation(temperature, 0, 1.0))
 
 
 def test_drawn_tokens_follow_the_distribution_and_never_leave_it() -> None:
