@@ -95,6 +95,8 @@ class _Held:
     head: _Head
     raw: bytes
     pool: Pool | None = None
+    judged: tuple[Campaign, Bools] | None = None
+    """What may be shown, as judged for this campaign: a new critic changes nothing of that."""
 
     def decode(self) -> Pool:
         if self.pool is None:
@@ -334,9 +336,11 @@ class Views:
                         texts[candidate.text()] = None
             return list(texts)
 
-    def ready_shelf(self, campaign: Campaign, pool: Pool) -> Shelf | None:
-        """The pool with its filters applied as they stand now; None where nothing may be shown."""
-        permitted = self._permitted(campaign, pool)
+    def ready_shelf(self, campaign: Campaign, pool: Pool, permitted: Bools | None = None) -> Shelf | None:
+        """The pool with its filters applied as they stand now (or were, `permitted`); None where nothing may be
+        shown."""
+        if permitted is None:
+            permitted = self._permitted(campaign, pool)
         if not permitted.any():
             return None
         with self.lock:
@@ -352,7 +356,9 @@ class Views:
             policy = self._policies.get(held.head.policy_version)
             if held.head.campaign_hash != wanted or (policy is not None and policy.stage == "rolled_back"):
                 continue
-            shelf = self.ready_shelf(campaign, held.decode())
+            if held.judged is None or held.judged[0] is not campaign:
+                held.judged = campaign, self._permitted(campaign, held.decode())
+            shelf = self.ready_shelf(campaign, held.decode(), held.judged[1])
             if shelf is not None:
                 return shelf
         return None

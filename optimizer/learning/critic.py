@@ -28,8 +28,7 @@ from optimizer.learning.features import (
     FeatureSet,
     context_features,
     context_names,
-    take_apart,
-    text_features,
+    encoded,
 )
 from optimizer.learning.heads import Heads
 from optimizer.learning.view import CriticView, OutputView
@@ -97,8 +96,8 @@ class Critic:
         row = self.buffer.row_of(key)
         if row is None:
             row = self.buffer.new_row(key)
-            parts = take_apart(campaign, decision.variant_id, slots)
-            self._write_row(text_features(campaign, segment, parts), context_features(names, parts))
+            parts, features = encoded(campaign, segment, decision.variant_id, slots)
+            self._write_row(features, context_features(names, parts))
         before = self.buffer.entries.get(outcome.decision_id)
         if not self.buffer.add(row, outcome):
             return False

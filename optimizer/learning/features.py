@@ -66,18 +66,19 @@ def feature_id(family: Family, name: str) -> int:
     return int.from_bytes(hashlib.blake2b(f"{int(family)}|{name}".encode(), digest_size=8).digest(), "little")
 
 
-def take_apart(campaign: Campaign, variant_id: str, slots: Mapping[str, str]) -> TextParts:
-    """Words, neighbouring pairs and form of a text; a slot's name marks its words where there are several slots."""
-    product = campaign.product
+@lru_cache(maxsize=1 << 16)
+def _parts(own: tuple[str, ...], variant_id: str, slots: tuple[tuple[str, str], ...]) -> TextParts:
+    """Words, neighbouring pairs and form of a text; a slot's name marks its words where there are several slots.
+    `own`: the product's name, brand and price."""
     words: list[str] = []
     pairs: list[str] = []
     forms: list[str] = []
     several = len(slots) > 1
-    for name, text in slots.items():
+    for name, text in slots:
         # Names differ between campaigns, what is said around them need not.
-        for own, placeholder in ((product.name, "[product]"), (product.brand, "[brand]"), (product.price, "[price]")):
-            if own:
-                text = re.sub(re.escape(own), placeholder, text, flags=re.IGNORECASE)
+        for called, placeholder in zip(own, ("[product]", "[brand]", "[price]"), strict=True):
+            if called:
+                text = re.sub(re.escape(called), placeholder, text, flags=re.IGNORECASE)
         tokens = [token.lower() for token in WORD.findall(text)]
         mark = f"{name}:" if several else ""
         words += [mark + token for token in tokens]
@@ -95,9 +96,9 @@ def take_apart(campaign: Campaign, variant_id: str, slots: Mapping[str, str]) ->
     return TextParts(variant_id, tuple(dict.fromkeys(words)), tuple(dict.fromkeys(pairs)), tuple(forms))
 
 
-def text_features(campaign: Campaign, segment: str, parts: TextParts) -> FeatureSet:
-    """Everything about (campaign, segment, text); the request's context is not in it."""
-    place = f"{campaign.tenant}/{campaign.campaign_id}"
+def text_features(place: str, several: bool, segment: str, parts: TextParts) -> FeatureSet:
+    """Everything about (campaign, segment, text); the request's context is not in it. `place` names the campaign,
+    `several` says whether it has more than one segment."""
     named: list[tuple[Family, str]] = [
         (Family.INTERCEPT, "bias"),
         (Family.INTERCEPT, f"campaign={place}"),
@@ -110,10 +111,32 @@ def text_features(campaign: Campaign, segment: str, parts: TextParts) -> Feature
     named += [(Family.PAIR, pair) for pair in parts.pairs]
     named += [(Family.WORD_CAMPAIGN, f"{place};{word}") for word in parts.words]
     named += [(Family.FORM, form) for form in parts.forms]
-    if len(campaign.segments) > 1:
+    if several:
         named += [(Family.WORD_SEGMENT, f"{segment};{word}") for word in parts.words]
         named += [(Family.FORM_SEGMENT, f"{segment};{form}") for form in parts.forms]
     return _set(named)
+
+
+def encoded(
+    campaign: Campaign, segment: str, variant_id: str, slots: Mapping[str, str]
+) -> tuple[TextParts, FeatureSet]:
+    """A text taken apart, and everything about (campaign, segment, text). Remembered: each critic reads the same texts
+    again."""
+    product = campaign.product
+    campaign_key = (campaign.tenant, campaign.campaign_id, campaign.segments, product.name, product.brand, product.price)
+    return _encoded(campaign_key, segment, variant_id, tuple(slots.items()))
+
+
+@lru_cache(maxsize=1 << 16)
+def _encoded(
+    campaign_key: tuple[str, str, tuple[str, ...], str, str, str],
+    segment: str,
+    variant_id: str,
+    slots: tuple[tuple[str, str], ...],
+) -> tuple[TextParts, FeatureSet]:
+    tenant, campaign_id, segments, *own = campaign_key
+    parts = _parts(tuple(own), variant_id, slots)
+    return parts, text_features(f"{tenant}/{campaign_id}", len(segments) > 1, segment, parts)
 
 
 def context_names(context: Mapping[str, Scalar]) -> tuple[str, ...]:
@@ -129,6 +152,7 @@ def _coarse(value: Scalar) -> str:
     return f"{'-' if value < 0 else ''}2^{int(math.log2(abs(value)))}"
 
 
+@lru_cache(maxsize=1 << 17)
 def context_features(names: tuple[str, ...], parts: TextParts) -> FeatureSet:
     """The context's own effect and its crosses with the text's words."""
     named: list[tuple[Family, str]] = [(Family.INTERCEPT, f"context:{name}") for name in names]

@@ -19,12 +19,14 @@ from transformers import DynamicCache
 
 from optimizer.learning.prompt import Prompt
 from optimizer.learning.tokenizer import TextCodec
-from optimizer.maths.decoding import Truncation, decoding_log_probs, drawn_tokens
-from optimizer.maths.positions import reference_log_probs, score_positions
+from optimizer.maths.decoding import Truncation, draw_tokens
+from optimizer.maths.positions import drawn_log_probs, reference_log_probs, score_positions
 from optimizer.types import Decode
 
 MAX_SLOT_TOKENS = 96
 LEAST_SLOT_TOKENS = 8
+# Larger batches leave the processor's cache and take longer a text.
+ROWS_AT_ONCE = 256
 
 
 class Sample(NamedTuple):
@@ -127,6 +129,20 @@ class LanguagePolicy:
     ) -> list[list[Sample]]:
         """n samples for each prompt (all with the same slots). Raises Cancelled as soon as `cancelled()` is true."""
         self.model.eval()
+        at_once = max(1, ROWS_AT_ONCE // n)
+        samples: list[list[Sample]] = []
+        for start in range(0, len(prompts), at_once):
+            samples += self._sample_together(prompts[start : start + at_once], n, decode, generator, cancelled)
+        return samples
+
+    def _sample_together(
+        self,
+        prompts: Sequence[Prompt],
+        n: int,
+        decode: Decode,
+        generator: torch.Generator,
+        cancelled: Callable[[], bool],
+    ) -> list[list[Sample]]:
         limits = self.slot_tokens(prompts[0])
         rows = [self.prompt_ids(prompt) for prompt in prompts for _ in range(n)]
         ids: list[list[list[int]]] = [[] for _ in rows]
@@ -185,32 +201,34 @@ class LanguagePolicy:
             mask, positions = mask.repeat_interleave(repeat, 0), positions.repeat_interleave(repeat, 0)
             ids = ids.repeat_interleave(repeat, 0)
         token, position = ids[:, -1:], positions[:, -1:]
-        open_ = torch.ones(count, dtype=torch.bool, device=self.device)
         hidden_sum = torch.zeros(count, self._width(), device=self.device)
-        tokens_out, logs_out, open_out = [], [], []
+        tokens_out: list[list[int]] = [[] for _ in rows]
+        logs_out: list[list[float]] = [[] for _ in rows]
+        # Which of the rows each row of the batch is: those that have ended leave it, in groups, since leaving costs.
+        which = torch.arange(count, device=self.device)
+        open_ = torch.ones(count, dtype=torch.bool, device=self.device)
         for _ in range(limit):
             if cancelled():
                 raise Cancelled
             hidden = self._body(token, mask, position, cache)[:, -1]
-            logs = decoding_log_probs(self._head(hidden), truncation, self._barred)
-            token = drawn_tokens(logs, generator)
-            tokens_out.append(token[:, 0])
-            logs_out.append(logs.gather(1, token)[:, 0])
-            open_out.append(open_)
-            hidden_sum += hidden.float() * open_[:, None]
+            token, logs = draw_tokens(self._head(hidden), truncation, self._barred, generator)
+            hidden_sum.index_add_(0, which, hidden.float() * open_[:, None])
+            drawn = zip(which.tolist(), token[:, 0].tolist(), logs.tolist(), open_.tolist(), strict=True)
+            for at, drawn_id, log, still in drawn:
+                if still:
+                    tokens_out[at].append(drawn_id)
+                    logs_out[at].append(log)
             open_ = open_ & ~self._ends[token[:, 0]]
-            if not bool(open_.any()):
+            left = int(open_.sum())
+            if not left:
                 break
-            mask = torch.cat([mask, mask.new_ones(count, 1)], dim=1)
+            mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
             position = position + 1
-        drawn = torch.stack(tokens_out, 1).cpu().numpy()
-        logged = torch.stack(logs_out, 1).double().cpu().numpy()
-        lengths = torch.stack(open_out, 1).sum(1).cpu().numpy()
-        return _Line(
-            [drawn[at, : lengths[at]].tolist() for at in range(count)],
-            [logged[at, : lengths[at]].tolist() for at in range(count)],
-            hidden_sum,
-        )
+            if left < 0.75 * len(open_):
+                kept = open_.nonzero()[:, 0]
+                cache.batch_select_indices(kept)
+                which, mask, position, token, open_ = which[kept], mask[kept], position[kept], token[kept], open_[kept]
+        return _Line(tokens_out, logs_out, hidden_sum)
 
     def _left_padded(self, rows: Sequence[list[int]]) -> tuple[Tensor, Tensor]:
         width = max(len(row) for row in rows)
@@ -328,13 +346,15 @@ class LanguagePolicy:
         self, prompts: Sequence[Prompt], token_ids: Sequence[Sequence[Sequence[int]]], decode: Decode
     ) -> list[float]:
         """How unlikely the least likely token of each text is under the reference: B values of -log p, in nats."""
-        packed = self._pack(prompts, token_ids)
-        with self._as_reference():
-            logits = self._position_logits(packed, reference=True)
-        logs = reference_log_probs(logits, decode.temperature, self._barred)
-        picked = -logs.gather(1, packed.targets[:, None])[:, 0]
-        worst = torch.zeros(len(prompts), device=self.device).scatter_reduce(0, packed.row, picked, "amax")
-        return [float(value) for value in worst.cpu()]
+        worst: list[float] = []
+        for start in range(0, len(prompts), ROWS_AT_ONCE):
+            packed = self._pack(prompts[start : start + ROWS_AT_ONCE], token_ids[start : start + ROWS_AT_ONCE])
+            with self._as_reference():
+                logits = self._position_logits(packed, reference=True)
+            picked = -drawn_log_probs(logits, packed.targets, decode.temperature, self._barred)
+            most = torch.zeros(int(packed.row[-1]) + 1, device=self.device)
+            worst += most.scatter_reduce(0, packed.row, picked, "amax").tolist()
+        return worst
 
     def _position_logits(self, packed: _Packed, reference: bool) -> Tensor:
         """Logits [sampled positions, V]."""
@@ -376,6 +396,7 @@ def fits_in(codec: TextCodec, prompt: Prompt, limit: int) -> bool:
 
 
 def truncation_of(decode: Decode) -> Truncation:
+    """The pool's decode parameters as the mathematics takes them."""
     return Truncation(decode.temperature, decode.top_k, decode.top_p, decode.min_p)
 
 

@@ -21,8 +21,7 @@ from optimizer.learning.features import (
     TextParts,
     context_features,
     context_names,
-    take_apart,
-    text_features,
+    encoded,
 )
 from optimizer.learning.heads import prior_draws
 from optimizer.types import Campaign, Candidate, RewardWeights, Scalar
@@ -117,9 +116,10 @@ class CriticView:
 
     def encode(self, campaign: Campaign, segment: str, texts: Sequence[Candidate]) -> PoolFeatures:
         """Take a pool's texts apart and score them without a context; once a pool and critic."""
-        parts = [take_apart(campaign, text.variant_id, text.slots) for text in texts]
-        sets = [text_features(campaign, segment, part) for part in parts]
-        return PoolFeatures(campaign.reward, parts, {name: self._predict(name, sets) for name in self._outputs})
+        taken = [encoded(campaign, segment, text.variant_id, text.slots) for text in texts]
+        sets = [features for _, features in taken]
+        base = {name: self._predict(name, sets) for name in self._outputs}
+        return PoolFeatures(campaign.reward, [parts for parts, _ in taken], base)
 
     def score(self, features: PoolFeatures, context: Mapping[str, Scalar]) -> NDArray[np.float64]:
         """Q of each text by each head in this context: float64[H, n], in units of reward."""
@@ -173,5 +173,7 @@ class CriticView:
         rows[met] = output.weights[at[met]]
         rows[~met] = prior_draws(ids[~met], self.heads, output.salt) * output.scale[families[~met]][:, None]
         sums = np.zeros((len(sets), self.heads), np.float32)
-        np.add.at(sums, np.repeat(np.arange(len(sets)), lengths), rows)
+        # `reduceat` takes an empty slice for a slice of one: sets without a feature are left out.
+        some = lengths > 0
+        sums[some] = np.add.reduceat(rows, (np.cumsum(lengths) - lengths)[some], axis=0)
         return sums

@@ -38,12 +38,28 @@ def reference_log_probs(logits: Tensor, temperature: float, barred: Tensor) -> T
     return out
 
 
+def drawn_log_probs(logits: Tensor, targets: Tensor, temperature: float, barred: Tensor) -> Tensor:
+    """float32[P], log-probabilities of `targets` int64[P] under logits [P, V], untruncated. No gradient."""
+    out = torch.empty(len(logits), dtype=torch.float32, device=logits.device)
+    with torch.no_grad():
+        for start in range(0, len(logits), BLOCK):
+            at = slice(start, start + BLOCK)
+            block = _scaled(logits[at], temperature, barred)
+            out[at] = block.gather(1, targets[at, None])[:, 0] - block.logsumexp(-1)
+    return out
+
+
 def score_positions(
     logits: Tensor, anchor: Tensor, targets: Tensor, truncation: Truncation, barred: Tensor
 ) -> Positions:
-    """Args:
-    logits: float[P, V]. anchor: float32[P, V], from `reference_log_probs`. targets: int64[P], the drawn tokens.
-    barred: bool[V]."""
+    """Log-probability, divergence and entropy at each position.
+
+    Args:
+      logits: float[P, V].
+      anchor: float32[P, V], from `reference_log_probs`.
+      targets: int64[P], the drawn tokens.
+      barred: bool[V], tokens that can't be sampled.
+    """
     if logits.shape != anchor.shape or targets.shape != logits.shape[:1] or barred.shape != logits.shape[1:]:
         raise ValueError(f"shapes differ: {logits.shape}, {anchor.shape}, {targets.shape}, {barred.shape}")
     return Positions(*_Score.apply(logits, anchor, targets, truncation, barred))  # type: ignore[no-untyped-call]
@@ -59,13 +75,8 @@ class _Score(torch.autograd.Function):
         ctx: Any, logits: Tensor, anchor: Tensor, targets: Tensor, truncation: Truncation, barred: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         count = len(logits)
-        like = {"dtype": torch.float32, "device": logits.device}
-        log_prob, kl, entropy = torch.empty(count, **like), torch.empty(count, **like), torch.empty(count, **like)
-        normal, least, mass = (
-            torch.empty(count, 1, **like),
-            torch.empty(count, 1, **like),
-            torch.empty(count, 1, **like),
-        )
+        log_prob, kl, entropy = torch.empty(3, count, dtype=torch.float32, device=logits.device)
+        normal, least, mass = torch.empty(3, count, 1, dtype=torch.float32, device=logits.device)
         for start in range(0, count, BLOCK):
             at = slice(start, start + BLOCK)
             z = _scaled(logits[at], truncation.temperature, barred)

@@ -5,13 +5,19 @@ from __future__ import annotations
 import pytest
 import torch
 
-from optimizer.maths.decoding import Truncation, decoding_log_probs, drawn_tokens
+from optimizer.maths.decoding import Truncation, decoding_log_probs, draw_tokens
 
 LOGITS = torch.tensor([2.0, 1.0, 0.5, 0.0, -1.0])
 
 
-def kept(temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0, barred: torch.Tensor | None = None) -> list[int]:
-    logs = decoding_log_probs(LOGITS, Truncation(temperature, top_k, top_p), barred)
+def kept(
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    min_p: float = 0.0,
+    barred: torch.Tensor | None = None,
+) -> list[int]:
+    logs = decoding_log_probs(LOGITS, Truncation(temperature, top_k, top_p, min_p), barred)
     assert float(logs.exp().sum()) == pytest.approx(1.0, abs=1e-6)
     return [index for index, value in enumerate(logs.tolist()) if value > -torch.inf]
 
@@ -57,13 +63,24 @@ def test_an_impossible_temperature_is_refused(temperature: float) -> None:
         decoding_log_probs(LOGITS, Truncation(temperature, 0, 1.0))
 
 
-def test_drawn_tokens_follow_the_distribution_and_never_leave_it() -> None:
-    """8,000 draws, seeded; five standard deviations, and no token of probability zero."""
-    logits = torch.tensor([2.0, 1.0, 0.0, -1.0, 3.0, -torch.inf])
-    logs = logits.log_softmax(-1).repeat(8_000, 1)
-    drawn = drawn_tokens(logs, torch.Generator().manual_seed(3))
-    assert drawn.shape == (8_000, 1)
-    share = torch.bincount(drawn[:, 0], minlength=6) / 8_000
-    mass = logs[0].exp()
-    assert share[5] == 0
+def test_min_p_keeps_what_is_nearly_as_likely_as_the_likeliest() -> None:
+    ratio = float((LOGITS[2] - LOGITS[0]).exp())
+    assert kept(min_p=ratio * 1.001) == [0, 1]
+    assert kept(min_p=ratio * 0.999) == [0, 1, 2]
+    # The likeliest of those that may be drawn is the measure.
+    assert kept(min_p=0.99, barred=torch.tensor([True, False, False, False, False])) == [1]
+
+
+@pytest.mark.parametrize("truncation", [Truncation(), Truncation(0.7, 3), Truncation(1.2, 0, 0.8), Truncation(min_p=0.2)])
+def test_draws_follow_the_distribution_and_never_leave_it(truncation: Truncation) -> None:
+    """8,000 draws, seeded; five standard deviations (false alarms: 6 values a case, under 4e-6), and no token of
+    probability zero. The log-probabilities are those of the distribution."""
+    logits = torch.tensor([2.0, 1.0, 0.0, -1.0, 3.0, -torch.inf, 9.0])
+    barred = torch.tensor([False] * 6 + [True])
+    exact = decoding_log_probs(logits, truncation, barred)
+    token, logs = draw_tokens(logits.repeat(8_000, 1), truncation, barred, torch.Generator().manual_seed(3))
+    assert token.shape == (8_000, 1)
+    share, mass = torch.bincount(token[:, 0], minlength=7) / 8_000, exact.exp()
+    assert bool((share[mass == 0] == 0).all())
     assert bool(((share - mass).abs() <= 5 * (mass * (1 - mass) / 8_000).sqrt()).all())
+    torch.testing.assert_close(logs.float(), exact[token[:, 0]])

@@ -12,14 +12,23 @@ from hypothesis import strategies as st
 from optimizer.learning.features import (
     PRIOR_SCALE,
     Family,
+    FeatureSet,
+    TextParts,
     context_features,
     context_names,
+    encoded,
     feature_id,
-    take_apart,
-    text_features,
 )
-from optimizer.types import Product
+from optimizer.types import Campaign, Product
 from tests.learning_rig import campaign
+
+
+def parts_of(made: Campaign, slots: dict[str, str]) -> TextParts:
+    return encoded(made, "all", "v", slots)[0]
+
+
+def features_of(made: Campaign, segment: str, slots: dict[str, str]) -> FeatureSet:
+    return encoded(made, segment, "v", slots)[1]
 
 
 def test_every_family_has_a_prior_scale() -> None:
@@ -29,7 +38,7 @@ def test_every_family_has_a_prior_scale() -> None:
 
 def test_names_become_placeholders_whatever_their_case() -> None:
     made = campaign(product=Product(name="Trail (X+)", brand="Acme", price="$9"))
-    parts = take_apart(made, "v", {"headline": "TRAIL (x+) by acme, now $9!"})
+    parts = parts_of(made, {"headline": "TRAIL (x+) by acme, now $9!"})
     assert parts.words == ("[product]", "by", "[brand]", ",", "now", "[price]", "!")
     assert "[product] by" in parts.pairs
     assert "^ [product]" in parts.pairs
@@ -37,16 +46,16 @@ def test_names_become_placeholders_whatever_their_case() -> None:
 
 
 def test_a_slots_name_marks_its_words_only_among_several() -> None:
-    assert take_apart(campaign(), "v", {"headline": "Go"}).words == ("go",)
-    assert take_apart(campaign(), "v", {"headline": "Go", "body": "go"}).words == ("headline:go", "body:go")
+    assert parts_of(campaign(), {"headline": "Go"}).words == ("go",)
+    assert parts_of(campaign(), {"headline": "Go", "body": "go"}).words == ("headline:go", "body:go")
 
 
 def test_the_same_text_has_the_same_features_and_another_segment_shares_its_words() -> None:
     made = campaign(segments=("all", "young"))
-    parts = take_apart(made, "v", {"headline": "Run light"})
-    one, same = text_features(made, "all", parts), text_features(made, "all", parts)
+    slots = {"headline": "Run light"}
+    one, same = features_of(made, "all", slots), features_of(made, "all", dict(slots))
     np.testing.assert_array_equal(one.ids, same.ids)
-    other = text_features(made, "young", parts)
+    other = features_of(made, "young", slots)
     shared = {Family.WORD, Family.PAIR, Family.FORM, Family.VARIANT, Family.WORD_CAMPAIGN}
     for family in Family:
         mine, theirs = one.ids[one.families == family], other.ids[other.families == family]
@@ -58,8 +67,8 @@ def test_the_same_text_has_the_same_features_and_another_segment_shares_its_word
 
 def test_another_tenants_campaign_of_the_same_name_shares_no_campaign_features() -> None:
     mine, theirs = campaign(), campaign(tenant="other")
-    parts = take_apart(mine, "v", {"headline": "Run light"})
-    a, b = text_features(mine, "all", parts), text_features(theirs, "all", parts)
+    slots = {"headline": "Run light"}
+    a, b = features_of(mine, "all", slots), features_of(theirs, "all", slots)
     for family in (Family.VARIANT, Family.VARIANT_SEGMENT, Family.WORD_CAMPAIGN):
         assert not set(a.ids[a.families == family]) & set(b.ids[b.families == family])
 
@@ -67,7 +76,7 @@ def test_another_tenants_campaign_of_the_same_name_shares_no_campaign_features()
 def test_the_context_is_sorted_coarse_and_without_its_segment() -> None:
     names = context_names({"segment": "x", "hour": 13, "device": "mobile", "new": True, "age": -0.3, "none": 0})
     assert names == ("age=-2^-1", "device=mobile", "hour=2^3", "new=True", "none=0")
-    parts = take_apart(campaign(), "v", {"headline": "Run light"})
+    parts = parts_of(campaign(), {"headline": "Run light"})
     made = context_features(names, parts)
     assert len(made.ids) == len(names) * (1 + len(parts.words))
     assert len(context_features((), parts).ids) == 0
@@ -84,15 +93,15 @@ def test_any_value_of_a_context_has_a_short_name(value: float | int | str) -> No
 @given(st.text(max_size=60), st.text(max_size=20), st.text(max_size=20))
 def test_any_text_is_taken_apart(text: str, name: str, brand: str) -> None:
     made = campaign(product=Product(name=name or "x", brand=brand))
-    parts = take_apart(made, "v", {"headline": text})
-    made_of = text_features(made, "all", parts)
+    made_of = features_of(made, "all", {"headline": text})
     assert made_of.ids.dtype == np.uint64
     assert len(made_of.ids) == len(made_of.families)
-    assert len(set(parts.words)) == len(parts.words)
+    words = parts_of(made, {"headline": text}).words
+    assert len(set(words)) == len(words)
 
 
 @pytest.mark.parametrize("text", ["", "   ", "!!!", "\u200b"])
 def test_a_text_without_words_still_has_a_form(text: str) -> None:
-    parts = take_apart(campaign(), "v", {"headline": text})
+    parts = parts_of(campaign(), {"headline": text})
     assert parts.forms
-    assert len(text_features(campaign(), "all", parts).ids) > 0
+    assert len(features_of(campaign(), "all", {"headline": text}).ids) > 0

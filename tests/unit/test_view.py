@@ -9,7 +9,7 @@ from scipy.special import expit
 
 from optimizer.errors import StoreError
 from optimizer.learning.critic import Critic, CriticConfig
-from optimizer.learning.features import PRIOR_SCALE, context_features, context_names, take_apart, text_features
+from optimizer.learning.features import PRIOR_SCALE, context_features, context_names, encoded
 from optimizer.learning.heads import prior_draws
 from optimizer.learning.view import CONTEXTS_KEPT, CriticView
 from optimizer.types import Campaign, RewardWeights
@@ -49,8 +49,8 @@ def by_hand(critic: Critic, made: Campaign, text: str, context: dict[str, str]) 
     """Click probability of a text by each head, feature by feature from the heads themselves. float64[H]."""
     heads, columns = critic._outputs["click"], critic._columns
     shown = candidate(text)
-    parts = take_apart(made, shown.variant_id, shown.slots)
-    sets = (text_features(made, "all", parts), context_features(context_names(context), parts))
+    parts, features = encoded(made, "all", shown.variant_id, shown.slots)
+    sets = (features, context_features(context_names(context), parts))
     total = np.full(CONFIG.heads, critic._offset)
     for features in sets:
         for name, family in zip(features.ids, features.families, strict=True):
