@@ -22,6 +22,7 @@ from optimizer.store import PolicyStore
 from optimizer.stream.log import Append, EventLog, whole
 from optimizer.stream.views import campaign_table, live_policy, policy_table
 from optimizer.types import Campaign, Candidate, Decode, Pool, to_json
+from serving.archive import Archive, most_promising, near_duplicate
 
 logger = logging.getLogger(__name__)
 TextCheck = Callable[[Campaign, Mapping[str, str]], str | None]
@@ -33,19 +34,20 @@ Place = tuple[str, str, str]
 class GeneratorConfig:
     """Sizes and limits of the pools.
 
-    `samples`: texts sampled for a pool. `kept`: the best texts of the pool before that are carried over.
+    `samples`: texts sampled for a pool. `kept`: the most promising texts written before, for any of the campaign's
+    segments, that are carried over.
     `pools_per_step`: places written in one step, all in one batch where their slots agree. `rest_ms`: how long a
     version's other places wait after a batch. `attempts`: rounds of sampling for a pool in which no text passes.
     `most_surprise`: nats; a text with a token less likely than that under the reference model is refused, so that no
     reward can buy broken language."""
 
     samples: int = 32
-    kept: int = 8
+    kept: int = 16
     pools_per_step: int = 8
     attempts: int = 3
     rest_ms: int = 5_000
     most_surprise: float = 6.0
-    decode: Decode = field(default_factory=lambda: Decode(temperature=0.8, top_k=128, top_p=0.95))
+    decode: Decode = field(default_factory=lambda: Decode(min_p=0.05))
 
 
 class Generator:
@@ -70,6 +72,7 @@ class Generator:
         self._reader = log.reader(whole(log, "candidates"))
         self._decoder = msgspec.json.Decoder(Pool)
         self._pools: dict[Place, Pool] = {}
+        self._archive = Archive()
         self._written = ("", 0)
         self._policy = load_policy(base)
         self._refused: str | None = None
@@ -127,6 +130,7 @@ class Generator:
             for record in records:
                 if record.value is not None:
                     pool = self._decoder.decode(record.value)
+                    self._archive.add(pool)
                     if not pool.pool_id.startswith(FRESH_PREFIX):
                         self._pools[(pool.tenant, pool.campaign_id, pool.segment)] = pool
         live = live_policy(self._policies)
@@ -180,14 +184,17 @@ class Generator:
     ) -> list[Pool]:
         prompts = [build_prompt(campaign, segment) for campaign, segment in places]
         drawn = self._policy.sample(prompts, samples, self.config.decode, self._torch, cancelled)
+        judged = self._judged(places, prompts, drawn)
         pools = []
-        for (campaign, segment), texts, prompt in zip(places, drawn, prompts, strict=True):
-            fresh = self._candidates(campaign, texts, prompt)
+        for at, (campaign, segment) in enumerate(places):
+            fresh = judged[at]
             for _ in range(self.config.attempts - 1):
                 if any(candidate.rejected is None for candidate in fresh.values()):
                     break
-                texts = texts + self._policy.sample([prompt], samples, self.config.decode, self._torch, cancelled)[0]
-                fresh = self._candidates(campaign, texts, prompt)
+                drawn[at] = drawn[at] + self._policy.sample(
+                    [prompts[at]], samples, self.config.decode, self._torch, cancelled
+                )[0]
+                fresh = self._judged([places[at]], [prompts[at]], [drawn[at]])[0]
             self.sampled += len(fresh)
             for reason in (candidate.rejected for candidate in fresh.values() if candidate.rejected is not None):
                 self.rejected[reason] = self.rejected.get(reason, 0) + 1
@@ -207,11 +214,22 @@ class Generator:
             )
         return pools
 
-    def _candidates(self, campaign: Campaign, texts: Sequence[Sample], prompt: Prompt) -> dict[str, Candidate]:
-        """Distinct texts by variant, each judged by the gate; a text sampled twice counts twice."""
+    def _judged(
+        self, places: Sequence[tuple[Campaign, str]], prompts: Sequence[Prompt], drawn: Sequence[Sequence[Sample]]
+    ) -> list[dict[str, Candidate]]:
+        """Each place's distinct texts by variant, judged by the gate; a text sampled twice counts twice."""
+        rows = [(prompt, text.token_ids) for prompt, texts in zip(prompts, drawn, strict=True) for text in texts]
+        surprises = iter(self._policy.surprise([row[0] for row in rows], [row[1] for row in rows], self.config.decode))
+        return [
+            self._candidates(campaign, texts, [next(surprises) for _ in texts])
+            for (campaign, _), texts in zip(places, drawn, strict=True)
+        ]
+
+    def _candidates(
+        self, campaign: Campaign, texts: Sequence[Sample], surprises: Sequence[float]
+    ) -> dict[str, Candidate]:
         found: dict[str, Candidate] = {}
         controls = {variant_id(campaign.campaign_id, control) for control in campaign.controls}
-        surprises = self._policy.surprise([prompt] * len(texts), [text.token_ids for text in texts], self.config.decode)
         for sample, surprise in zip(texts, surprises, strict=True):
             slots = {name: fill(campaign, text) for name, text in sample.slots.items()}
             name = variant_id(campaign.campaign_id, slots)
@@ -236,20 +254,18 @@ class Generator:
         return found
 
     def _kept(self, campaign: Campaign, segment: str, fresh: Mapping[str, Candidate]) -> list[Candidate]:
-        """The best texts of the pool before, by the critic's mean; they may be shown, but are no samples of this
-        version."""
-        before = self._pools.get((campaign.tenant, campaign.campaign_id, segment))
-        if before is None or self._critic is None or before.campaign_hash != campaign_hash(campaign):
+        """The most promising of the texts written before, for any of the campaign's segments; they may be shown, but
+        are no samples of this version."""
+        if self._critic is None:
             return []
-        texts = [
-            candidate
-            for candidate in before.candidates
-            if candidate.rejected is None
-            and candidate.variant_id not in fresh
-            and self._gate(campaign, candidate.slots) is None
-        ]
+        texts = [text for text in self._archive.texts(campaign) if text.variant_id not in fresh]
         if not texts:
             return []
-        scores = self._critic.score(self._critic.encode(campaign, segment, texts), {}).mean(axis=0)
-        best = np.argsort(-scores, kind="stable")[: self.config.kept]
-        return [Candidate(variant_id=texts[at].variant_id, slots=texts[at].slots, count=0, kept=True) for at in best]
+        scores = self._critic.score(self._critic.encode(campaign, segment, texts), {})
+        chosen: list[Candidate] = []
+        for at in most_promising(scores, 4 * self.config.kept):
+            if len(chosen) == self.config.kept:
+                break
+            if not near_duplicate(texts[at], chosen) and self._gate(campaign, texts[at].slots) is None:
+                chosen.append(Candidate(variant_id=texts[at].variant_id, slots=texts[at].slots, count=0, kept=True))
+        return chosen
