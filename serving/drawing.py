@@ -12,7 +12,7 @@ from optimizer.maths.selection import Floats, draw, selection_probabilities, wit
 from optimizer.types import Campaign, Scalar, Source
 from serving.views import Shelf
 
-EPSILON = 0.05  # share of uniform exploration inside a pool
+EPSILON = 0.02  # share of uniform exploration inside a pool
 
 
 class Arms(NamedTuple):

@@ -41,9 +41,9 @@ class GeneratorConfig:
     `most_surprise`: nats; a text with a token less likely than that under the reference model is refused, so that no
     reward can buy broken language."""
 
-    samples: int = 32
+    samples: int = 64
     kept: int = 16
-    pools_per_step: int = 8
+    pools_per_step: int = 4
     attempts: int = 3
     rest_ms: int = 5_000
     most_surprise: float = 6.0
@@ -191,9 +191,10 @@ class Generator:
             for _ in range(self.config.attempts - 1):
                 if any(candidate.rejected is None for candidate in fresh.values()):
                     break
-                drawn[at] = drawn[at] + self._policy.sample(
-                    [prompts[at]], samples, self.config.decode, self._torch, cancelled
-                )[0]
+                drawn[at] = (
+                    drawn[at]
+                    + self._policy.sample([prompts[at]], samples, self.config.decode, self._torch, cancelled)[0]
+                )
                 fresh = self._judged([places[at]], [prompts[at]], [drawn[at]])[0]
             self.sampled += len(fresh)
             for reason in (candidate.rejected for candidate in fresh.values() if candidate.rejected is not None):

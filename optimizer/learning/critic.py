@@ -53,7 +53,7 @@ class CriticConfig:
     target_every: int = 4
     first_rate: float = 0.02
     prior: float = 1.0
-    spread: float = 1.0
+    spread: float = 0.5
     age_classes: int = 12
     delays_kept: int = 4_000
     seed: int = 0

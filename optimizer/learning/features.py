@@ -123,20 +123,22 @@ def encoded(
     """A text taken apart, and everything about (campaign, segment, text). Remembered: each critic reads the same texts
     again."""
     product = campaign.product
-    campaign_key = (campaign.tenant, campaign.campaign_id, campaign.segments, product.name, product.brand, product.price)
-    return _encoded(campaign_key, segment, variant_id, tuple(slots.items()))
+    place = f"{campaign.tenant}/{campaign.campaign_id}"
+    own = (product.name, product.brand, product.price)
+    return _encoded(place, len(campaign.segments) > 1, own, segment, variant_id, tuple(slots.items()))
 
 
 @lru_cache(maxsize=1 << 16)
 def _encoded(
-    campaign_key: tuple[str, str, tuple[str, ...], str, str, str],
+    place: str,
+    several: bool,
+    own: tuple[str, str, str],
     segment: str,
     variant_id: str,
     slots: tuple[tuple[str, str], ...],
 ) -> tuple[TextParts, FeatureSet]:
-    tenant, campaign_id, segments, *own = campaign_key
-    parts = _parts(tuple(own), variant_id, slots)
-    return parts, text_features(f"{tenant}/{campaign_id}", len(segments) > 1, segment, parts)
+    parts = _parts(own, variant_id, slots)
+    return parts, text_features(place, several, segment, parts)
 
 
 def context_names(context: Mapping[str, Scalar]) -> tuple[str, ...]:

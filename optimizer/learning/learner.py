@@ -53,7 +53,7 @@ class LearnerConfig:
     min_outcomes: int = 32
     few_outcomes: int = 8
     most_wait_ms: int = 3_000
-    pools_per_increment: int = 8
+    pools_per_increment: int = 4
     staleness: int = 30
     most_waiting: int = 100_000
     catch_up_fits: int = 20

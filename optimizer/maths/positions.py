@@ -62,7 +62,7 @@ def score_positions(
     """
     if logits.shape != anchor.shape or targets.shape != logits.shape[:1] or barred.shape != logits.shape[1:]:
         raise ValueError(f"shapes differ: {logits.shape}, {anchor.shape}, {targets.shape}, {barred.shape}")
-    return Positions(*_Score.apply(logits, anchor, targets, truncation, barred))  # type: ignore[no-untyped-call]
+    return Positions(*_Score.apply(logits, anchor, targets, truncation, barred))
 
 
 def _scaled(logits: Tensor, temperature: float, barred: Tensor) -> Tensor:
@@ -71,7 +71,7 @@ def _scaled(logits: Tensor, temperature: float, barred: Tensor) -> Tensor:
 
 class _Score(torch.autograd.Function):
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any, logits: Tensor, anchor: Tensor, targets: Tensor, truncation: Truncation, barred: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         count = len(logits)

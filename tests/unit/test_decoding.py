@@ -71,7 +71,9 @@ def test_min_p_keeps_what_is_nearly_as_likely_as_the_likeliest() -> None:
     assert kept(min_p=0.99, barred=torch.tensor([True, False, False, False, False])) == [1]
 
 
-@pytest.mark.parametrize("truncation", [Truncation(), Truncation(0.7, 3), Truncation(1.2, 0, 0.8), Truncation(min_p=0.2)])
+@pytest.mark.parametrize(
+    "truncation", [Truncation(), Truncation(0.7, 3), Truncation(1.2, 0, 0.8), Truncation(min_p=0.2)]
+)
 def test_draws_follow_the_distribution_and_never_leave_it(truncation: Truncation) -> None:
     """8,000 draws, seeded; five standard deviations (false alarms: 6 values a case, under 4e-6), and no token of
     probability zero. The log-probabilities are those of the distribution."""

@@ -134,7 +134,7 @@ def test_every_propensity_is_the_probability_of_that_text_at_that_position(rig: 
                 remaining[decision.candidate] = 0.0
     assert set(seen) == {"pool", "control"}
     first = next(d for d in decisions(rig) if d.source == "pool" and d.position == 0)
-    assert first.probabilities == pytest.approx([0.4875, 0.4875, 0.0125, 0.0125])
+    assert first.probabilities == pytest.approx([0.495, 0.495, 0.005, 0.005])
     assert first.critic_version == "critic-1"
 
 
@@ -153,7 +153,7 @@ def test_logged_propensities_match_frequencies(rig: Rig) -> None:
     texts = sorted(propensity)
     expected = [4000 * propensity[text] for text in texts]
     assert chisquare([counts[text] for text in texts], expected).pvalue > 1e-6
-    assert propensity["Run dry"] == pytest.approx(0.75 * 0.4875)
+    assert propensity["Run dry"] == pytest.approx(0.75 * 0.495)
 
 
 def test_many_requests_at_once_are_those_one_by_one(tmp_path: Path) -> None:

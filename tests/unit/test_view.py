@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from safetensors.numpy import load, save
-from scipy.special import expit
+from scipy.special import expit, logit
 
 from optimizer.errors import StoreError
 from optimizer.learning.critic import Critic, CriticConfig
@@ -15,7 +17,7 @@ from optimizer.learning.view import CONTEXTS_KEPT, CriticView
 from optimizer.types import Campaign, RewardWeights
 from tests.learning_rig import START_MS, campaign, candidate, outcome
 
-CONFIG = CriticConfig(heads=6, steps=8)
+CONFIG = CriticConfig(heads=6, steps=8, spread=1.0)
 TEXTS = ("Run light with Trail Runner 3", "Walk dry and warm", "Rest")
 CONTEXT = {"segment": "all", "device": "mobile"}
 PAID = RewardWeights(click=1.0, conversion=4.0)
@@ -24,8 +26,8 @@ PAID = RewardWeights(click=1.0, conversion=4.0)
 CLICKS = RewardWeights(click=1.0)
 
 
-def taught(made: Campaign, reward: RewardWeights = CLICKS) -> Critic:
-    critic = Critic(CONFIG)
+def taught(made: Campaign, reward: RewardWeights = CLICKS, config: CriticConfig = CONFIG) -> Critic:
+    critic = Critic(config)
     for at in range(120):
         text = candidate(TEXTS[at % 2])
         click = at % 2 == 0
@@ -73,6 +75,17 @@ def test_its_scores_are_the_heads_own_predictions(context: dict[str, str]) -> No
     for at, text in enumerate(TEXTS):
         np.testing.assert_allclose(scores[:, at], by_hand(critic, made, text, context), rtol=1e-4)
     assert scores[:, 0].mean() > scores[:, 1].mean() + 0.2
+
+
+def test_the_spread_draws_the_heads_towards_their_mean_in_log_odds() -> None:
+    made = campaign()
+    texts = [candidate(text) for text in (*TEXTS, "Never met before")]
+    far, near = (
+        logit(view.score(view.encode(made, "all", texts), {}))
+        for view in (taught(made, config=replace(CONFIG, spread=spread)).view() for spread in (1.0, 0.5))
+    )
+    np.testing.assert_allclose(near - near.mean(axis=0), 0.5 * (far - far.mean(axis=0)), rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(near.mean(axis=0), far.mean(axis=0), rtol=1e-3, atol=1e-4)
 
 
 def test_it_survives_its_bytes() -> None:
