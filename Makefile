@@ -77,7 +77,7 @@ bench-learning: $(READY) ## Adloop beside its peers, 10 seeds, over an hour: a t
 	  --report '$(DIR)/bench-learning.html' $(ARGS)
 
 lock: $(READY) ## pin pyproject.toml's dependencies anew (ARGS=--upgrade: to the newest) and install them
-	@$(RUN)/uv pip compile --quiet --universal --python-version 3.11 --group dev --extra fast --extra peers --generate-hashes --no-emit-index-url \
+	@$(RUN)/uv pip compile --quiet --universal --python-version 3.11 --group dev --extra fast --extra gym --extra peers --generate-hashes --no-emit-index-url \
 	  --custom-compile-command 'make lock' --output-file requirements.lock $(ARGS) pyproject.toml
 	@scripts/setup
 

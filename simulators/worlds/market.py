@@ -18,6 +18,7 @@ from itertools import product
 from typing import Any
 
 import numpy as np
+from scipy.optimize import brentq
 
 from simulators.worlds import taste
 from simulators.worlds.catalogue import Item, Masking, joined, shipped
@@ -279,7 +280,7 @@ class Market:
 
     def _level(self, campaign_id: str, likings: Vector, target: float) -> float:
         """The log-odds to add so that texts of `likings` float64[segments, texts] click at `target` on average, over
-        the campaign's arrivals; by bisection."""
+        the campaign's arrivals."""
 
         def rate(level: float) -> float:
             by_segment = [
@@ -290,11 +291,7 @@ class Market:
             ]
             return float(self._segment_shares[campaign_id] @ np.array(by_segment))
 
-        low, high = -12.0, 12.0
-        for _ in range(40):
-            middle = (low + high) / 2
-            low, high = (middle, high) if rate(middle) < target else (low, middle)
-        return (low + high) / 2
+        return float(brentq(lambda level: rate(level) - target, -14.0, 14.0, xtol=1e-9))
 
     def _click_worth(self, campaign_id: str, segment: str) -> float:
         """Expected reward of one click, what follows it included."""
