@@ -16,7 +16,7 @@ ARGS ?=
 # 1: the demo's four roles as processes of their own over a broker of their own; HOST:PORT: over that broker.
 KAFKA ?=
 
-.PHONY: test-faults bench-learning bench-freshness help setup demo up replay kafka kafka-stop test lint type check bench lock clean
+.PHONY: test-faults bench-stream bench-learning bench-freshness help setup demo up replay kafka kafka-stop test lint type check bench lock clean
 
 help: ## this list
 	@echo 'Adloop: ad copy that learns from its clicks.'
@@ -65,8 +65,12 @@ type: $(READY) ## mypy --strict, tests included
 
 check: lint type test ## lint, type and test
 
-bench: $(READY) ## measure: every script in bench/
-	@set -e; for script in bench/*.py; do echo "== $$script"; $(RUN)/python -m "bench.$$(basename "$$script" .py)" $(ARGS); done
+bench: $(READY) ## measure what needs no broker: serving, the joiner's core and its scale
+	@set -e; for name in serving stream_core stream_scale; do echo "== bench.$$name"; $(RUN)/python -m "bench.$$name" $(ARGS); done
+
+bench-stream: $(READY) ## the joiner on a real broker beside bare loops and Quix Streams, and its latency (some minutes)
+	@scripts/kafka fetch
+	@exec $(RUN)/python -m bench.stream $(ARGS)
 
 bench-freshness: $(READY) ## from an event to the first decision that has learnt from it: one process, then four over Kafka
 	@$(RUN)/python -m bench.freshness $(ARGS)

@@ -1,175 +1,162 @@
-"""The joiner on a real broker beside bare loops of the client libraries: `python -m bench.stream [--decisions N]`.
+"""The joiner on a real broker beside bare loops of the clients and Quix Streams: `make bench-stream`.
 
 One broker, the same data for all: decisions and events in four partitions, one click in ten impressions, tokens real.
-A bare loop polls every record, decodes it with `json.loads` and sends one record on: no state, no tokens, no join. The
-joiner verifies, joins, keeps its state durable and publishes in fenced transactions. Each runs in a process of its own;
-the broker shares the machine, so its work is part of every figure.
+bench/stream_loops.py says what each part does. Each runs in a process of its own; the broker shares the machine, so
+its work is part of every figure. Quix Streams is installed in a virtual environment of its own (the group `bench` of
+pyproject.toml); where that can't be done, the table says so. Latency: bench/stream_latency.py, on the same broker.
 """
 
 from __future__ import annotations
 
 import argparse
-import gc
 import importlib.util
 import json
-import resource
+import os
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable
+from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 from kafka import KafkaAdminClient
 
-from bench.stream_rig import KEYS, traffic
+from bench.stream_latency import latency
+from bench.stream_loops import DATA, PARTITIONS, PARTS, SINK, Figures, log_url
+from bench.stream_rig import traffic
 from deploy.kafka.broker import Broker
-from optimizer.__main__ import COLLECT
-from optimizer.clock import SystemClock
-from optimizer.stream.joiner import Joiner
 from optimizer.stream.kafka_log import KafkaLog
 from optimizer.stream.kafka_url import parse_kafka_url
 
-PARTITIONS = 4
-POLL = 8_000
+ROOT = Path(__file__).parents[1]
 FILL = 2_000  # records appended at once, with one timestamp
-TOPICS = ("decisions", "events")
-SINK = "sink"
+QUIX = ROOT / ".cache" / "bench-quix"
+# Ratios printed: name, over what, how much is wanted.
+GOALS = (
+    ("joiner on kafka-python", "kafka-python: poll, loads, send", 0.8),
+    ("joiner on confluent", "kafka-python: poll, loads", 0.8),
+    ("joiner on confluent", "Quix Streams join_interval", 3.0),
+    ("two joiners on confluent", "kafka-python: poll, loads", 0.8),
+    ("two joiners on confluent", "Quix Streams join_interval", 3.0),
+)
 
 
-def log_url(bootstrap: str, client: str) -> str:
-    """The log with the data for the joiner on a client: one of its own, since it is to start from nothing."""
-    return f"kafka://{bootstrap}?prefix={client}.&partitions={PARTITIONS}&client={client}"
-
-
-def fill(bootstrap: str, decisions: int, client: str) -> tuple[int, float]:
-    """Append the data for the joiner on `client`; returns how many records and their mean size in bytes."""
+def fill(bootstrap: str, decisions: int, client: str) -> tuple[int, int, float]:
+    """Append the data for the joiner on `client`; returns how many records and events, and the mean size in bytes."""
     log = KafkaLog(parse_kafka_url(log_url(bootstrap, client), {}))
     rest = traffic(decisions)
-    count = size = 0
+    count = events = size = 0
     while chunk := list(islice(rest, FILL)):
         log.append(chunk)
         count += len(chunk)
+        events += sum(record.topic == "events" for record in chunk)
         size += sum(len(record.value or b"") for record in chunk)
     log.close()
-    return count, size / count
+    return count, events, size / count
 
 
-def run_joiner(bootstrap: str, client: str, records: int) -> None:
-    """Our joiner, from an empty state to the end of the log."""
-    gc.set_threshold(*COLLECT)
-    log = KafkaLog(parse_kafka_url(log_url(bootstrap, client), {}))
-    with tempfile.TemporaryDirectory() as folder, Joiner(log, Path(folder), KEYS, SystemClock()) as joiner:
-        seen = 0
-        while seen < records:
-            seen += joiner.step(POLL, timeout_s=1.0)
-        quarantined = joiner.counts["quarantined"]
-        assert not quarantined, quarantined
-    log.close()
-
-
-def bare_python(bootstrap: str, records: int) -> None:
-    """kafka-python alone."""
-    from kafka import KafkaConsumer, KafkaProducer
-    from kafka.structs import TopicPartition as Place
-
-    consumer = KafkaConsumer(bootstrap_servers=bootstrap, auto_offset_reset="earliest", metrics_enabled=False)
-    consumer.assign([Place(f"kafka-python.{topic}", p) for topic in TOPICS for p in range(PARTITIONS)])
-    producer = KafkaProducer(bootstrap_servers=bootstrap, acks="all", linger_ms=5, metrics_enabled=False)
-    seen = 0
-    while seen < records:
-        for found in consumer.poll(1_000, max_records=POLL).values():
-            for record in found:
-                json.loads(record.value)
-                producer.send(SINK, record.value, key=record.key)
-            seen += len(found)
-    producer.flush()
-    consumer.close()
-    producer.close()
-
-
-def bare_confluent(bootstrap: str, records: int) -> None:
-    """confluent-kafka alone."""
-    from confluent_kafka import Consumer, Producer
-    from confluent_kafka import TopicPartition as Place
-
-    consumer = Consumer(
-        {
-            "bootstrap.servers": bootstrap,
-            "group.id": "bare",
-            "enable.auto.commit": False,
-            "auto.offset.reset": "earliest",
-        }
+def measured(commands: Sequence[Sequence[str | Path]]) -> Figures:
+    """Run processes side by side, each of which prints its figures; they are added up."""
+    running = [subprocess.Popen(command, stdout=subprocess.PIPE, cwd=ROOT) for command in commands]
+    found = []
+    for process in running:
+        said, _ = process.communicate()
+        if process.returncode:
+            raise SystemExit(f"bench: a part ended with status {process.returncode}")
+        found.append(Figures(*json.loads(said.splitlines()[-1])))
+    return Figures(
+        min(part.began for part in found),
+        max(part.ended for part in found),
+        sum(part.cpu for part in found),
+        sum(part.peak_mib for part in found),
     )
-    consumer.assign([Place(f"kafka-python.{topic}", p, 0) for topic in TOPICS for p in range(PARTITIONS)])
-    producer = Producer(
-        {"bootstrap.servers": bootstrap, "acks": "all", "linger.ms": 5, "queue.buffering.max.messages": 1_000_000}
-    )
-    seen = 0
-    while seen < records:
-        found = consumer.consume(POLL, 1.0)
-        for record in found:
-            value = record.value()
-            json.loads(value)
-            producer.produce(SINK, value, record.key())
-        producer.poll(0)
-        seen += len(found)
-    producer.flush()
-    consumer.close()
 
 
-PARTS: dict[str, tuple[str, Callable[[str, int], None]]] = {
-    "kafka-python, bare": ("kafka", bare_python),
-    "confluent-kafka, bare": ("confluent_kafka", bare_confluent),
-    "joiner on kafka-python": ("kafka", lambda b, n: run_joiner(b, "kafka-python", n)),
-    "joiner on confluent-kafka": ("confluent_kafka", lambda b, n: run_joiner(b, "confluent", n)),
-}
-
-
-def measured(name: str, bootstrap: str, records: int) -> dict[str, Any]:
-    """Run one part here and now."""
-    cpu, started = time.process_time(), time.perf_counter()
-    PARTS[name][1](bootstrap, records)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return {"seconds": time.perf_counter() - started, "cpu": time.process_time() - cpu, "peak_mib": peak}
+def quix_python() -> Path | None:
+    """The interpreter that has Quix Streams; None, with the reason on stderr, where it can't be installed."""
+    python = QUIX / "bin" / "python"
+    uv = Path(sys.executable).parent / "uv"
+    try:
+        if not python.exists():
+            subprocess.run([uv, "venv", "--quiet", QUIX], check=True)
+        group = f"{ROOT / 'pyproject.toml'}:bench"
+        subprocess.run([uv, "pip", "install", "--quiet", "--python", python, "--group", group], check=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        print(f"bench: Quix Streams can't be installed ({error})", file=sys.stderr)
+        return None
+    return python
 
 
 def main() -> None:
-    """Start a broker, fill it, and print a line for each part."""
-    parser = argparse.ArgumentParser(description="The joiner on a real broker beside bare loops of the clients.")
-    parser.add_argument("--decisions", type=int, default=200_000)
+    """Start a broker, fill it, and print a line for each part and each ratio."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--decisions", type=int, default=200_000, help="2.1 records each (%(default)s)")
+    parser.add_argument("--seconds", type=float, default=30.0, help="of each latency 0: none (%(default)s)")
+    parser.add_argument("--only", help="parts whose name holds this")
     parser.add_argument("--part", choices=list(PARTS), help=argparse.SUPPRESS)
     parser.add_argument("--bootstrap", help=argparse.SUPPRESS)
     parser.add_argument("--records", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.part:
-        print(json.dumps(measured(options.part, options.bootstrap, options.records)))
+        print(json.dumps(PARTS[options.part](options.bootstrap, options.records)))
         return
-    root = Path(__file__).parents[1]
-    subprocess.run([root / "scripts/kafka", "fetch"], check=True)
+    fast = importlib.util.find_spec("confluent_kafka") is not None
+    subprocess.run([ROOT / "scripts/kafka", "fetch"], check=True)
+    quix = quix_python() if not options.only or options.only in "Quix Streams" else None
     with tempfile.TemporaryDirectory() as folder:
         broker = Broker(Path(folder))
         broker.start()
         try:
-            with KafkaAdminClient(bootstrap_servers=broker.bootstrap) as admin:
-                admin.create_topics({SINK: {"num_partitions": PARTITIONS}}, wait_for_metadata=True)
-            records, size = fill(broker.bootstrap, options.decisions, "kafka-python")
-            if importlib.util.find_spec("confluent_kafka"):
-                fill(broker.bootstrap, options.decisions, "confluent")
-            print(f"{records:,} records of {size:.0f} bytes, {PARTITIONS} partitions; records/s, CPU s, peak MiB")
-            for name, (module, _) in PARTS.items():
-                if importlib.util.find_spec(module) is None:
-                    print(f"{name:<28} not installed")
+            at = broker.bootstrap
+            with KafkaAdminClient(bootstrap_servers=at) as admin:
+                topics = {name: {"num_partitions": PARTITIONS} for name in (SINK, "quix", "quix-once")}
+                admin.create_topics(topics, wait_for_metadata=True)
+            for client in ("kafka-python", *(["confluent", "confluent-pair"] if fast else [])):
+                records, events, size = fill(at, options.decisions, client)
+            part = [sys.executable, "-m", "bench.stream", "--bootstrap", at, "--records", str(records), "--part"]
+            runs: dict[str, list[list[str | Path]] | None] = {
+                name: [[*part, name]] if fast or "confluent" not in name else None
+                for name in PARTS
+                if "of two" not in name
+            }
+            runs["two joiners on confluent"] = [[*part, name] for name in PARTS if "of two" in name] if fast else None
+            for name, more in (
+                ("Quix Streams join_interval", []),
+                ("Quix Streams, exactly once", ["--exactly-once"]),
+            ):
+                script: list[str | Path] = [
+                    ROOT / "bench/stream_quix.py",
+                    "--bootstrap",
+                    at,
+                    "--prefix",
+                    DATA,
+                    "--events",
+                    str(events),
+                ]
+                runs[name] = None if quix is None else [[quix, "-W", "ignore", *script, *more]]
+            load = os.getloadavg()[0]
+            print(f"{records:,} records of {size:.0f} bytes, {PARTITIONS} partitions, load average {load:.1f}")
+            print(f"{'':<34}{'events/s':>10}{'CPU s':>8}{'us CPU':>8}{'peak MiB':>10}")
+            rates: dict[str, float] = {}
+            for name, commands in runs.items():
+                if options.only and options.only not in name:
                     continue
-                command = [sys.executable, "-m", "bench.stream", "--part", name, "--records", str(records)]
-                made = subprocess.run(
-                    [*command, "--bootstrap", broker.bootstrap], check=True, stdout=subprocess.PIPE, cwd=root
+                if commands is None:
+                    print(f"{name:<34}{'not installed':>14}")
+                    continue
+                figures = measured(commands)
+                rates[name] = records / (figures.ended - figures.began)
+                each = figures.cpu / records * 1e6
+                print(
+                    f"{name:<34}{rates[name]:>10,.0f}{figures.cpu:>8.1f}{each:>8.1f}{figures.peak_mib:>10.0f}",
+                    flush=True,
                 )
-                figures = json.loads(made.stdout.splitlines()[-1])
-                rate = records / figures["seconds"]
-                print(f"{name:<28}{rate:>10,.0f}{figures['cpu']:>8.1f}{figures['peak_mib']:>8.0f}", flush=True)
+            for name, other, goal in GOALS:
+                if name in rates and other in rates:
+                    print(f"{name} / {other}: {rates[name] / rates[other]:.2f} (wanted {goal})")
+            if options.seconds:
+                for client in ("kafka-python", *(["confluent"] if fast else [])):
+                    print(latency(at, client, options.seconds), flush=True)
         finally:
             broker.stop()
 

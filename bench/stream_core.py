@@ -1,4 +1,4 @@
-"""What a record costs the joiner without a broker: `python bench/stream_core.py [--decisions N] [--profile]`.
+"""What a record costs the joiner without a broker: `python -m bench.stream_core [--decisions N] [--profile]`.
 
 Decode, verify, join and encode; the state is durable on the disk (an fsync a step and partition), what is published is
 counted and thrown away.

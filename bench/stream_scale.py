@@ -1,4 +1,4 @@
-"""Whether a step costs the same whatever is open: `python bench/stream_scale.py [--open N] [--measure M]`.
+"""Whether a step costs the same whatever is open: `python -m bench.stream_scale [--open N] [--measure M]`.
 
 Decisions with random ids are let in until N are open (their impressions with them), then M more with impressions and
 clicks are timed, beside the same at 100,000. The log is in memory and forgotten as it is read; the state is on disk.
