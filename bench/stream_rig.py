@@ -124,7 +124,7 @@ class MemoryLog:
         """As `appends`."""
 
     def publisher(self, partition: int) -> MemoryPublisher:
-        return MemoryPublisher(self, partition)
+        return MemoryPublisher(self)
 
     def close(self) -> None:
         """Nothing is open."""
@@ -163,16 +163,24 @@ class MemoryReader:
 class MemoryPublisher:
     """Counts what is published."""
 
-    def __init__(self, log: MemoryLog, partition: int) -> None:
+    def __init__(self, log: MemoryLog) -> None:
         self._log = log
-        self._partition = partition
         self._end = 0
 
-    def append(self, records: Sequence[Append]) -> list[tuple[int, int]]:
+    def begin(self, records: Sequence[Append]) -> None:
         self._log.published += len(records)
         self._log.published_bytes += sum(len(record.value or b"") for record in records)
         self._end += len(records)
-        return [(self._partition, self._end - 1)] * len(records)
+
+    def flush(self) -> None:
+        """Nothing is on its way."""
+
+    def commit(self) -> dict[str, int]:
+        return {"outcomes": self._end}
+
+    def append(self, records: Sequence[Append]) -> dict[str, int]:
+        self.begin(records)
+        return self.commit()
 
     def close(self) -> None:
         """Nothing is held."""

@@ -1,8 +1,9 @@
 """The reward joiner: decisions and events in, outcomes out, in event time, each event counted exactly once.
 
 It reads the partitions that are assigned to it and hands each one's records to its `PartitionJoiner`, which says how a
-crash is survived. A partition that is taken away stops at its last commit; one that is given continues from its own
-state, or catches up from the log.
+crash is survived. While a partition waits for its commits, the others' records are judged, and where more is waiting in
+the log, the next batch's. A partition that is taken away stops at its last commit; one that is given continues from its
+own state, or catches up from the log.
 """
 
 from __future__ import annotations
@@ -11,22 +12,22 @@ import fcntl
 import time
 from collections import Counter
 from collections.abc import Collection, Iterable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Final, NamedTuple
 
 from optimizer.clock import Clock
-from optimizer.errors import AdloopError, ConfigError, Fenced
+from optimizer.errors import ConfigError, Fenced
 from optimizer.maths.attribution import EXTRA_RETENTION_MS, GRACE_MS
 from optimizer.stream.assignment import Assigned, Assignment, Fixed
+from optimizer.stream.finisher import Finisher
 from optimizer.stream.log import EventLog, LogReader, Record, TopicPartition
 from optimizer.stream.partition import Ends, PartitionJoiner, Rules
 from optimizer.stream.tokens import TokenKeys
 
 SOURCES: Final = ("decisions", "events")
-PUBLISHERS: Final = 8  # partitions published at once
+MOST_RECORDS: Final = 8_000  # of one step: what a commit costs is shared by as many records
 TAKE_AGAIN_MS: Final = 5_000  # what a newer owner took is taken back only where the group still calls it ours by then
 _NAMES: Final = (
     *("decisions", "events", "outcomes", "closed", "revisions", "duplicates", "duplicate_decisions", "tombstones"),
@@ -88,7 +89,7 @@ class Joiner:
         self._lost: dict[int, int] = {}  # in this generation, to a newer owner; and when that was
         self._stale = False  # an error left what is in memory half done
         self._reader: LogReader | None = None
-        self._pool = ThreadPoolExecutor(max_workers=PUBLISHERS, thread_name_prefix="publish")
+        self._finisher = Finisher()
         self._dir = Path(state_dir)
         self._lock = _lock(self._dir)
         try:
@@ -150,10 +151,14 @@ class Joiner:
 
     # -- work ---------------------------------------------------------------------------------------------------------
 
-    def step(self, max_records: int = 2000, timeout_s: float = 0.0) -> int:
+    def step(self, max_records: int = MOST_RECORDS, timeout_s: float = 0.0) -> int:
         """Read up to `max_records`, waiting up to `timeout_s` for the first; returns how many records were read and
-        timers fired, 0 where there was nothing to do. After an error the next step starts from the last commit."""
+        timers fired, 0 where there was nothing to do. All of it is published when this returns, but for a step that
+        read as much as it might: more is waiting then, and the next step goes on with that meanwhile. After an error,
+        which may be of the step before, the next step starts from the last commit."""
         stale, self._stale = self._stale, True
+        if stale:
+            self._finisher.settle()  # whatever it was, it is met again or was told
         before = list(self._parts.values())
         self._reassign(clean=not stale)
         if stale:
@@ -162,7 +167,7 @@ class Joiner:
                     part.restore()
             self._close_reader()
         self._read_on()
-        self._publish()
+        self._publish_rest()
         worked = self._join(max_records, timeout_s)
         self._stale = False
         return worked
@@ -196,38 +201,63 @@ class Joiner:
             batch.append(record)
         now_ms = self._clock.now_ms()
         worked = len(records)
+        staged: PartitionJoiner | None = None
         for partition, part in self._parts.items():
+            if not self._finisher.wait(partition):
+                break
             decisions, events = _sources([partition])
             # Asked after the poll: where more has been appended since, the topic counts as not yet read to its end.
             ends = Ends(reader.position(decisions), reader.end(decisions), reader.position(events), reader.end(events))
             part.judge(batches.get(decisions, ()), batches.get(events, ()), ends, now_ms)
-        for part in self._parts.values():
-            worked += part.commit()
-        self._publish()
+            try:
+                worked += part.stage()
+            except Fenced as error:
+                self._finisher.failed(partition, error)
+                break
+            # One behind: the log has had the time of a partition to receive what it was handed.
+            if staged is not None:
+                self._finisher.start(staged)
+            staged = part
+        else:
+            if len(records) >= max_records and staged is not None:
+                self._finisher.start(staged)
+                return worked
+        if staged is not None:
+            self._finisher.start(staged)
+        self._settle()
         return worked
 
-    def _publish(self) -> None:
-        """Publish what is committed: all partitions at once, since each waits for the log's answer. A partition that
-        another owner has taken ends here. Raises what else went wrong, once all are through."""
-        waiting = [part for part in self._parts.values() if part.unpublished]
-        outcomes = [_outcome(waiting[0])] if len(waiting) == 1 else list(self._pool.map(_outcome, waiting))
-        errors = [error for error in outcomes if error is not None]
-        fenced = [part for part, error in zip(waiting, outcomes, strict=True) if isinstance(error, Fenced)]
-        if fenced and not isinstance(self._assignment, Fixed):
-            errors = [error for error in errors if not isinstance(error, Fenced)]
-            for part in fenced:
-                self._lost[part.partition] = self._clock.now_ms()
-                self._drop(part.partition, clean=False)
-            self._close_reader()
-            self._read_on()
+    def _publish_rest(self) -> None:
+        """Publish what was committed before a crash or an error came in between."""
+        rest = [p for p in self._parts.values() if p.unpublished and not self._finisher.running(p.partition)]
+        for part in rest:
+            self._finisher.start(part)
+        if rest:
+            self._settle()
+
+    def _settle(self) -> None:
+        """Wait until all that was staged is durable and published. A partition that another owner has taken ends here.
+        Raises what else went wrong, once all are through."""
+        errors = self._finisher.settle()
+        if not isinstance(self._assignment, Fixed):
+            fenced = [partition for partition, error in errors.items() if isinstance(error, Fenced)]
+            for partition in fenced:
+                del errors[partition]
+                self._lost[partition] = self._clock.now_ms()
+                self._drop(partition, clean=False)
+            if fenced:
+                self._close_reader()
+                self._read_on()
         if errors:
-            raise errors[0]
+            raise next(iter(errors.values()))
 
     def _reassign(self, clean: bool) -> None:
         """Give up what is no longer ours and take up what is new; `clean`: what is in memory is what was committed.
 
         What can't be taken now (a broker that is away, a full disk) raises, and is tried again at the next step."""
         assigned = self._assignment.current()
+        if assigned.partitions != self._parts.keys():
+            self._settle()
         if assigned != self._assigned:
             self._assigned = assigned
             self._lost.clear()
@@ -285,22 +315,14 @@ class Joiner:
         return 0 if self._reader is None else max(0, self._log.end(at) - self._reader.position(at))
 
     def _close(self, clean: bool) -> None:
+        clean = not self._finisher.settle() and clean
         with ExitStack() as stack:  # all of it, whatever goes wrong on the way
             stack.callback(self._lock.close)
             stack.callback(self._assignment.close)
-            stack.callback(self._pool.shutdown)
+            stack.callback(self._finisher.close)
             stack.callback(self._close_reader)
             for partition in self._parts:
                 stack.callback(self._drop, partition, clean)
-
-
-def _outcome(part: PartitionJoiner) -> Exception | None:
-    """Publish a partition; what went wrong, or None."""
-    try:
-        part.publish()
-    except (AdloopError, OSError) as error:
-        return error
-    return None
 
 
 def _assignment(partitions: Collection[int] | Assignment | None, count: int) -> Assignment:

@@ -22,12 +22,13 @@ TRANSACTION_TIMEOUT_S = 20.0  # a publisher that died in a transaction holds its
 
 
 class Message(NamedTuple):
-    """A record on its way out, to the partition that its key belongs to; `ts` is the time it was appended."""
+    """A record on its way out; `ts` is the time it was appended, `partition` None the one that its key belongs to."""
 
     topic: str
     key: bytes
     value: bytes | None
     ts: int
+    partition: int | None = None
 
 
 class Place(NamedTuple):
@@ -91,11 +92,22 @@ class Producer(Protocol):
 
 
 class Transactions(Protocol):
-    """A transactional producer, which fenced all earlier ones of its id when it was made. Not thread-safe."""
+    """A transactional producer, which fenced all earlier ones of its id when it was made. Not thread-safe.
 
-    def send(self, messages: Sequence[Message]) -> list[tuple[int, int]]:
-        """All or none: returns (partition, offset) of each once they are committed. Raises Fenced with nothing written.
-        After an OSError either all are there or none; which of the two is known only once a successor was made."""
+    All of what one `begin` was given is there after `commit`, or none. Each raises Fenced with nothing written, and
+    AdloopError with nothing begun for a record that is refused. After an OSError either all are there or none; which of
+    the two is known only once a successor was made."""
+
+    def begin(self, messages: Sequence[Message]) -> None:
+        """Hand messages over, without waiting for the brokers."""
+        ...
+
+    def flush(self) -> None:
+        """Wait until all are acknowledged. The thread that calls it serves the acknowledgements."""
+        ...
+
+    def commit(self) -> dict[str, int]:
+        """Returns the offset behind the last message of each topic, by full name, once all are committed."""
         ...
 
     def close(self) -> None: ...

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Final
@@ -11,6 +12,7 @@ from confluent_kafka import KafkaError, KafkaException
 from optimizer.errors import AdloopError, ConfigError, Fenced
 from optimizer.stream.kafka_url import KafkaConfig
 
+LOG: Final = logging.getLogger("optimizer.stream.kafka_confluent")  # where the library's own messages go
 FENCED: Final = frozenset({KafkaError._FENCED, KafkaError.PRODUCER_FENCED, KafkaError.INVALID_PRODUCER_EPOCH})
 TOO_LARGE: Final = frozenset({KafkaError.MSG_SIZE_TOO_LARGE, KafkaError.RECORD_LIST_TOO_LARGE})
 REFUSED: Final = frozenset(

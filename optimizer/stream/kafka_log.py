@@ -9,7 +9,8 @@ Every caller has ids by which a repeat is dropped, or writes records that stand 
 from __future__ import annotations
 
 import threading
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Final
 
 from optimizer.clock import Clock, SystemClock
@@ -139,18 +140,21 @@ class KafkaLog:
             producer.close()
         self._admin.close()
 
-    def messages(self, records: Sequence[Append]) -> list[Message]:
-        """The records as they are sent. Raises AdloopError for one that is refused."""
+    def messages(self, records: Sequence[Append], outcomes: int | None = None) -> list[Message]:
+        """The records as they are sent, those of outcomes to the given partition. Raises AdloopError for one that is
+        refused."""
         ts = self._clock.now_ms()
+        names = {topic: self.topic_name(topic) for topic in {record.topic for record in records}}
         messages: list[Message] = []
-        for topic, key, value in records:
+        for topic in names:
             self.partitions(topic)
+        for topic, key, value in records:
             if value is not None and len(value) > MAX_RECORD_BYTES:
                 raise AdloopError(
                     f"record: got {len(value)} bytes for topic {topic}, expected at most {MAX_RECORD_BYTES}; make the "
                     "record smaller"
                 )
-            messages.append(Message(self.config.prefix + topic, key.encode(), value, ts))
+            messages.append(Message(names[topic], key.encode(), value, ts, outcomes if topic == "outcomes" else None))
         return messages
 
     # -- inside -------------------------------------------------------------------------------------------------------
@@ -191,22 +195,49 @@ class KafkaPublisher:
         self._log = log
         self._transactions = transactions
         self._partition = partition
+        self._begun: set[str] = set()  # the topics of what was begun
 
-    def append(self, records: Sequence[Append]) -> list[tuple[int, int]]:
-        """All or none; Fenced where another publisher of this partition was made since."""
-        messages = self._log.messages(records)
+    def begin(self, records: Sequence[Append]) -> None:
+        """Hand records over in a transaction. Outcomes go to the partition that this right is for, which is where
+        their keys belong: nothing else would be fenced."""
+        messages = self._log.messages(records, self._partition)
         if not messages:
-            return []
+            return
+        with self._fenced():
+            self._transactions.begin(messages)
+        self._begun = {record.topic for record in records}
+
+    def flush(self) -> None:
+        """Wait until the brokers have received them."""
+        if self._begun:
+            with self._fenced():
+                self._transactions.flush()
+
+    def commit(self) -> dict[str, int]:
+        """All or none; Fenced where another publisher of this partition was made since."""
+        if not self._begun:
+            return {}
+        topics, self._begun = self._begun, set()
+        with self._fenced():
+            ends = self._transactions.commit()
+        self._log.tell_append()
+        return {topic: ends[self._log.topic_name(topic)] for topic in topics}
+
+    def append(self, records: Sequence[Append]) -> dict[str, int]:
+        """`begin` and `commit`."""
+        self.begin(records)
+        return self.commit()
+
+    def close(self) -> None:
+        """Give up the connection; the right itself ends when another takes it."""
+        self._transactions.close()
+
+    @contextmanager
+    def _fenced(self) -> Iterator[None]:
         try:
-            places = self._transactions.send(messages)
+            yield
         except Fenced as error:
             raise Fenced(
                 f"outcomes[{self._partition}]: another joiner has taken this partition over, so this one must not "
                 "publish; stop one of the two, or start them in one --group"
             ) from error
-        self._log.tell_append()
-        return places
-
-    def close(self) -> None:
-        """Give up the connection; the right itself ends when another takes it."""
-        self._transactions.close()

@@ -154,15 +154,28 @@ class PythonProducer:
 
     def send(self, messages: Sequence[Message]) -> list[tuple[int, int]]:
         with translated(self._config):
-            producer = self.producer
-            futures = [
-                producer.send(topic, value, key, partition=self._partition(topic, key), timestamp_ms=ts)
-                for topic, key, value, ts in messages
-            ]
-            # The library ends each by its delivery timeout; the second more only guards against its failing to.
-            deadline = time.monotonic() + self._config.timeout_s + 1.0
-            acknowledged = [future.get(timeout=max(0.0, deadline - time.monotonic())) for future in futures]
-        return [(metadata.partition, metadata.offset) for metadata in acknowledged]
+            return self.acknowledged(self.hand_over(messages))
+
+    def hand_over(self, messages: Sequence[Message]) -> list[Any]:
+        """Buffer them; returns the library's futures. Its errors come untranslated, here and in `acknowledged`."""
+        send, partition_of_key = self.producer.send, self._partition
+        return [
+            send(
+                topic,
+                value,
+                key,
+                partition=partition_of_key(topic, key) if partition is None else partition,
+                timestamp_ms=ts,
+            )
+            for topic, key, value, ts, partition in messages
+        ]
+
+    def acknowledged(self, futures: Sequence[Any]) -> list[tuple[int, int]]:
+        """Wait for the brokers; returns (partition, offset) of each."""
+        # The library ends each by its delivery timeout; the second more only guards against its failing to.
+        deadline = time.monotonic() + self._config.timeout_s + 1.0
+        found = [future.get(timeout=max(0.0, deadline - time.monotonic())) for future in futures]
+        return [(metadata.partition, metadata.offset) for metadata in found]
 
     def close(self) -> None:
         try:
@@ -188,6 +201,8 @@ class PythonTransactions:
         self._sender = PythonProducer(config, transactional_id)
         self._producer = self._sender.producer
         self._failed: Exception | None = None
+        self._topics: list[str] = []
+        self._futures: list[Any] = []
         try:
             with translated(config):
                 self._producer.init_transactions()
@@ -195,24 +210,39 @@ class PythonTransactions:
             self.close()
             raise
 
-    def send(self, messages: Sequence[Message]) -> list[tuple[int, int]]:
+    def begin(self, messages: Sequence[Message]) -> None:
+        with self._guarded():
+            self._producer.begin_transaction()
+            self._futures = self._sender.hand_over(messages)
+        self._topics = [message.topic for message in messages]
+
+    def flush(self) -> None:
+        with self._guarded():
+            self._sender.acknowledged(self._futures)
+
+    def commit(self) -> dict[str, int]:
+        with self._guarded():
+            places = self._sender.acknowledged(self._futures)
+            self._commit()
+        return {topic: offset + 1 for topic, (_, offset) in zip(self._topics, places, strict=True)}
+
+    def close(self) -> None:
+        self._sender.close()
+
+    @contextmanager
+    def _guarded(self) -> Iterator[None]:
+        """What went wrong once stays wrong; but where the brokers only refused a record, the transaction is ended."""
         if self._failed is not None:
             raise self._failed
         try:
             with translated(self._config):
-                self._producer.begin_transaction()
-                places = self._sender.send(messages)
-                self._commit()
+                yield
         except (Fenced, OSError) as error:
             self._failed = error
             raise
         except BaseException:
             self._abort()
             raise
-        return places
-
-    def close(self) -> None:
-        self._sender.close()
 
     def _commit(self) -> None:
         """Commit, waiting no longer than the configuration says: the library itself would wait for ever."""

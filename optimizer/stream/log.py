@@ -64,10 +64,29 @@ class LogReader(Protocol):
 
 class Publisher(Protocol):
     """The right to publish the outcomes and the quarantine of one partition of decisions and events. One owner at a
-    time: whoever takes it ends the right of all who had it before, also of one that is frozen. Not thread-safe."""
+    time: whoever takes it ends the right of all who had it before, also of one that is frozen. Not thread-safe.
 
-    def append(self, records: Sequence[Append]) -> list[tuple[int, int]]:
-        """As `EventLog.append`, all or none. Raises Fenced, with nothing written, where another has taken the right."""
+    What is published is published in two steps, so that the log can receive it while its owner makes something else
+    durable: all of what was begun can be read after `commit`, and none of it before. Each raises Fenced, with nothing
+    written, where another has taken the right."""
+
+    def begin(self, records: Sequence[Append]) -> None:
+        """Hand records over, without waiting for the log. Raises AdloopError for one that is refused: then nothing has
+        begun."""
+        ...
+
+    def flush(self) -> None:
+        """Wait until the log has received them. May be left out; the thread that calls it does the client's work
+        meanwhile, so that `commit`, in another thread, has nothing left to do but wait."""
+        ...
+
+    def commit(self) -> dict[str, int]:
+        """Wait until all of it is durable; it can be read now, or in a moment. Returns the offset behind the last
+        record of each topic."""
+        ...
+
+    def append(self, records: Sequence[Append]) -> dict[str, int]:
+        """`begin` and `commit`."""
         ...
 
     def close(self) -> None: ...

@@ -1,14 +1,18 @@
 """One partition of the join: its state, its event time, its outbox and the right to publish it.
 
 The order that makes it crash-safe:
-1. records of one poll are judged, and the content of every new revision is fixed;
-2. one transaction commits state, positions, counters and those revisions in an outbox;
-3. the outbox is published; 4. it is forgotten, with the next transaction.
-A crash before 2 repeats the records from the old state. A crash after 2 publishes the outbox again, byte for byte.
+1. `judge`: records of one poll are judged, and the content of every new revision is fixed;
+2. `stage`: state, positions, counters and those revisions in an outbox go into one transaction of the state; the
+   outbox is handed to the log, where nobody can read it yet;
+3. `finish`: the state's transaction is committed, then the log's; 4. the outbox is forgotten, with the next one.
+A crash before 3 repeats the records from the old state: what the log was handed is void. A crash between the two
+commits publishes the outbox again, byte for byte. `finish` only waits, and may run in another thread; nothing else is
+called until it is through.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -23,8 +27,8 @@ from optimizer.stream.tokens import TokenKeys
 
 TIMERS_PER_STEP: Final = 1_000  # so that a step's transaction stays bounded
 MOST_AHEAD: Final = 20_000  # events kept back for their decisions
-PUBLISH_BYTES: Final = 4 * 1024 * 1024
-PUBLISH_RECORDS: Final = 1_000
+PUBLISH_BYTES: Final = 8 * 1024 * 1024  # published at once; the rest of an outbox follows
+PUBLISH_RECORDS: Final = 4_000
 
 
 class Rules(NamedTuple):
@@ -115,9 +119,9 @@ class PartitionJoiner:
 
     def take_delays(self, now_ms: int) -> list[int]:
         """From received to published (ms), of the events that made a revision since the last call."""
-        delays = [max(0, now_ms - received) for received in self._published]
-        self._published.clear()
-        return delays
+        # Taken one by one: a thread that finishes may add to them meanwhile.
+        published = self._published
+        return [max(0, now_ms - published.popleft()) for _ in range(len(published))]
 
     # -- a step -------------------------------------------------------------------------------------------------------
 
@@ -155,8 +159,9 @@ class PartitionJoiner:
         )
         self._outbox: list[Append] = self._store.outbox()
         self._outbox_to = self._store.last_outbox()
+        self._begun = 0  # how many records of the outbox the log has been handed
         self._published_to = 0
-        self._published: list[int] = []
+        self._published: deque[int] = deque()
         self._more_timers = True
 
     def judge(self, decisions: Sequence[Record], events: Sequence[Record], ends: Ends, now_ms: int) -> None:
@@ -187,8 +192,9 @@ class PartitionJoiner:
         self._read = ends.decisions, read_to
         self._end_hold()
 
-    def commit(self) -> int:
-        """Make what was judged durable and fire the timers; returns how many fired or were compared."""
+    def stage(self) -> int:
+        """Write down what was judged, fire the timers, and hand the log what is to be published; returns how many
+        timers fired or decisions were compared. `finish` must follow."""
         progress = self._progress
         moved = self._time.now != progress.event_time
         read = self._read != (progress.decisions, progress.events)
@@ -214,23 +220,29 @@ class PartitionJoiner:
         if self._published_to:
             store.drop_outbox(self._published_to)
         self._outbox_to = store.last_outbox()
-        store.commit()
         ledger.forget()
+        self._begin()
         return worked + fired
 
-    def publish(self) -> None:
-        """Append what is committed but not yet in the log. Repeating it is harmless: the bytes are the same. Raises
-        Fenced where another has taken the partition."""
-        if self._publisher is None:
-            return
-        for chunk in _chunks(self._outbox):
-            self._unsure = True
-            places = self._publisher.append(chunk)
+    def flush(self) -> None:
+        """Wait until the log has received what it was handed. May be left out: `finish` waits for it as well."""
+        if self._begun and self._publisher is not None:
+            self._publisher.flush()
+
+    def finish(self) -> None:
+        """Make durable what was staged, then publish it. Raises Fenced where another has taken the partition."""
+        self._store.commit()
+        if not self._begun:
+            self._begin()  # what an earlier run had committed
+        publisher = self._publisher
+        while self._begun and publisher is not None:
+            self._passed(publisher.commit())
             self._unsure = False
-            self._passed(chunk, places)
-        self._outbox.clear()
+            del self._outbox[: self._begun]
+            self._begun = 0
+            self._begin()
         self._published_to = self._outbox_to
-        self._published += self._ledger.revised
+        self._published.extend(self._ledger.revised)
         self._ledger.revised.clear()
 
     def close(self, clean: bool = False) -> None:
@@ -269,6 +281,15 @@ class PartitionJoiner:
         self._ahead = list(events[cut:])
         return events[:cut]
 
+    def _begin(self) -> None:
+        """Hand the log the next piece of the outbox. If that fails, what the log holds is not known."""
+        if self._publisher is None or not self._outbox:
+            return
+        piece = _piece(self._outbox)
+        self._unsure = True
+        self._publisher.begin(piece)
+        self._begun = len(piece)
+
     def _write(self, saved: Saved) -> None:
         self._store.write(saved)
         self._outbox.extend(saved.outbox)
@@ -292,9 +313,8 @@ class PartitionJoiner:
         self._write(self._ledger.take_saved())
         return max(1, len(ids))
 
-    def _passed(self, chunk: Sequence[Append], places: Sequence[tuple[int, int]]) -> None:
+    def _passed(self, last: Mapping[str, int]) -> None:
         """Note how far outcomes and quarantine reach that are our own; it is durable with the next transaction."""
-        last = {record.topic: offset + 1 for record, (_, offset) in zip(chunk, places, strict=True)}
         progress = self._progress
         self._progress = Progress(
             progress.decisions,
@@ -307,15 +327,11 @@ class PartitionJoiner:
         )
 
 
-def _chunks(records: Sequence[Append]) -> list[list[Append]]:
-    """In order, in pieces of bounded number and size."""
-    chunks: list[list[Append]] = [[]]
+def _piece(records: Sequence[Append]) -> Sequence[Append]:
+    """The first records, of bounded number and size."""
     size = 0
-    for record in records:
-        length = len(record.value or b"")
-        if chunks[-1] and (len(chunks[-1]) >= PUBLISH_RECORDS or size + length > PUBLISH_BYTES):
-            chunks.append([])
-            size = 0
-        chunks[-1].append(record)
-        size += length
-    return [chunk for chunk in chunks if chunk]
+    for i, record in enumerate(records[:PUBLISH_RECORDS]):
+        size += len(record.value or b"")
+        if i and size > PUBLISH_BYTES:
+            return records[:i]
+    return records[:PUBLISH_RECORDS]

@@ -333,10 +333,25 @@ class SqlitePublisher:
         self._log = log
         self._partition = partition
         self._epoch = epoch
+        self._begun: Sequence[Append] = ()
 
-    def append(self, records: Sequence[Append]) -> list[tuple[int, int]]:
+    def begin(self, records: Sequence[Append]) -> None:
+        """Keep them for `commit`: the log has one writer at a time, who must not wait for anyone."""
+        self._begun = records
+
+    def flush(self) -> None:
+        """Nothing is on its way."""
+
+    def commit(self) -> dict[str, int]:
         """All or none; Fenced where another publisher of this partition was made since."""
-        return self._log.append_fenced(records, self._partition, self._epoch)
+        records, self._begun = self._begun, ()
+        places = self._log.append_fenced(records, self._partition, self._epoch)
+        return {record.topic: offset + 1 for record, (_, offset) in zip(records, places, strict=True)}
+
+    def append(self, records: Sequence[Append]) -> dict[str, int]:
+        """`begin` and `commit`."""
+        self.begin(records)
+        return self.commit()
 
     def close(self) -> None:
         """Nothing is held: the right ends when another takes it."""

@@ -328,8 +328,9 @@ class StateStore:
         self.put("progress", _encode(progress))
 
     def commit(self) -> None:
-        """Make the open transaction durable."""
-        self._db.execute("COMMIT")
+        """Make the open transaction durable, if there is one."""
+        if self._db.in_transaction:
+            self._db.execute("COMMIT")
         if self._waits_added > self._waits_limit:
             self._load_waits()
 

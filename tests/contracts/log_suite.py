@@ -28,6 +28,14 @@ def read(log: EventLog, topic: str) -> list[Record]:
         reader.close()
 
 
+def published(log: EventLog, topic: str, count: int) -> list[bytes | None]:
+    """What a topic holds, once there are `count` records: what was committed may take a moment until it can be read."""
+    deadline = time.monotonic() + 30
+    while len(found := read(log, topic)) < count and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return [record.value for record in found]
+
+
 class LogContract(ABC):
     """What the rest of Adloop relies on."""
 
@@ -212,8 +220,10 @@ class LogContract(ABC):
         mine = next(key for key in (f"k{i}" for i in range(100)) if partition_of(key.encode(), 3) == 1)
         other = self.open(3, ManualClock(NOW))
         first, neighbour = log.publisher(1), log.publisher(2)
-        places = first.append([Append("outcomes", mine, b"1"), Append("quarantine", "q", b"2")])
-        assert [partition for partition, _ in places] == [1, 0]
+        assert first.append([Append("outcomes", mine, b"1"), Append("quarantine", "q", b"2")]) == {
+            "outcomes": 1,
+            "quarantine": 1,
+        }
         second = other.publisher(1)
         with pytest.raises(Fenced, match=r"outcomes.*1"):
             first.append([Append("outcomes", mine, b"too late")])
@@ -221,8 +231,8 @@ class LogContract(ABC):
             first.append([Append("outcomes", mine, b"too late again")])
         second.append([Append("outcomes", mine, b"3")])
         neighbour.append([Append("quarantine", "q", b"4")])
-        assert [r.value for r in read(log, "outcomes")] == [b"1", b"3"]
-        assert [r.value for r in read(log, "quarantine")] == [b"2", b"4"]
+        assert published(log, "outcomes", 2) == [b"1", b"3"]
+        assert published(log, "quarantine", 2) == [b"2", b"4"]
         for publisher in (first, neighbour, second):
             publisher.close()
         other.close()
@@ -232,8 +242,29 @@ class LogContract(ABC):
         with pytest.raises(AdloopError, match="bytes"):
             publisher.append([Append("quarantine", "a", b"fine"), Append("quarantine", "b", b"x" * 2**22)])
         assert read(log, "quarantine") == []
-        assert publisher.append([]) == []
+        assert publisher.append([]) == {}
+        publisher.append([Append("quarantine", "a", b"it goes on")])
+        assert published(log, "quarantine", 1) == [b"it goes on"]
         publisher.close()
+
+    def test_what_a_publisher_begins_can_be_read_once_it_commits(self, log: EventLog) -> None:
+        publisher = log.publisher(0)
+        publisher.begin([Append("quarantine", "a", b"1"), Append("quarantine", "b", b"2")])
+        publisher.flush()
+        assert read(log, "quarantine") == []
+        end = publisher.commit()["quarantine"]
+        assert published(log, "quarantine", 2) == [b"1", b"2"]
+        assert all(record.offset < end for record in read(log, "quarantine"))
+        assert publisher.commit() == {}, "nothing was begun"
+        publisher.begin([Append("quarantine", "c", b"never committed")])
+        publisher.flush()
+        successor = log.publisher(0)
+        with pytest.raises(Fenced):
+            publisher.commit()
+        successor.append([Append("quarantine", "d", b"3")])
+        assert published(log, "quarantine", 3) == [b"1", b"2", b"3"]
+        publisher.close()
+        successor.close()
 
     def test_a_topics_full_name_ends_in_its_name(self, log: EventLog) -> None:
         assert all(log.topic_name(topic).endswith(topic) for topic in TOPICS)

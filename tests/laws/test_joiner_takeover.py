@@ -118,13 +118,13 @@ def test_what_an_outbox_still_held_is_dropped_where_others_went_on(
     e = decision("e1")
     rig.join(D, e, event(D, "i"), event(e, "i"))
 
-    def cut(records: object) -> None:
+    def cut() -> None:
         raise OSError("connection lost")
 
     rig.put(event(D, "c", "click", T0 + 5), event(e, "c", "click", T0 + 5))
     publisher = rig.joiner._parts[0]._publisher
     with monkeypatch.context() as patch:
-        patch.setattr(publisher, "append", cut)
+        patch.setattr(publisher, "commit", cut)
         with pytest.raises(OSError, match="connection lost"):
             rig.joiner.step()  # committed, but not published
     rig.joiner.close()
