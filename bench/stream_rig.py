@@ -5,6 +5,7 @@ One click in ten impressions, four partitions, every token real. An event's byte
 
 from __future__ import annotations
 
+import math
 import random
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
@@ -131,17 +132,19 @@ class MemoryLog:
 
 
 class MemoryReader:
-    """Slices of the lists, a fair share of each partition."""
+    """Slices of the lists: as much of each partition as was appended together, as the Kafka log deals it."""
 
     def __init__(self, log: MemoryLog, positions: dict[TopicPartition, int]) -> None:
         self._log = log
         self._positions = positions
 
     def poll(self, max_records: int = 1000, timeout_s: float = 0.0) -> list[Record]:
-        share = max(1, max_records // len(self._positions))
         found: list[Record] = []
+        left = sum(self._log.end(at) - position for at, position in self._positions.items())
+        part = min(1.0, max_records / left) if left else 0.0
         for at, position in self._positions.items():
             first = position - self._log.start(at)
+            share = math.ceil((self._log.end(at) - position) * part)
             new = self._log.records.get(at, [])[first : first + share]
             self._positions[at] = position + len(new)
             found += new

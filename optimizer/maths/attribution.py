@@ -18,6 +18,7 @@ from optimizer.types import Attribution, Components, Decision, EventType, Reward
 CLOCK_SKEW_MS: Final = 5_000  # how far the clocks of two senders may disagree
 EXTRA_RETENTION_MS: Final = 7 * 24 * 3_600_000  # how long after its windows a decision can still be revised, by default
 GRACE_MS: Final = 3_600_000  # how long after its windows an outcome closes, by default
+_SHOWN: Final = Components()  # and nothing more
 
 
 class Attributable(Protocol):
@@ -63,6 +64,10 @@ def attribute(decision: Decision, events: Iterable[Attributable]) -> Attributed 
     """The outcome of a decision under the events let in (each event_id once); None where it was never shown."""
     rule = decision.attribution
     standing = _standing(list(events))
+    if len(standing) == 1 and standing[0].type == "impression":
+        # What most decisions come to. The rest of this function says the same of it, in three times the time.
+        only = standing[0]
+        return Attributed(only.ts, None, _SHOWN, reward(decision.reward, _SHOWN), [only.event_id])
     impression: Attributable | None = None
     clicks: list[Attributable] = []
     conversions: list[Attributable] = []

@@ -153,9 +153,9 @@ class Joiner:
 
     def step(self, max_records: int = MOST_RECORDS, timeout_s: float = 0.0) -> int:
         """Read up to `max_records`, waiting up to `timeout_s` for the first; returns how many records were read and
-        timers fired, 0 where there was nothing to do. All of it is published when this returns, but for a step that
-        read as much as it might: more is waiting then, and the next step goes on with that meanwhile. After an error,
-        which may be of the step before, the next step starts from the last commit."""
+        timers fired, 0 where there was nothing to do. All of it is published when this returns, unless more is known
+        to be waiting in the log: the next step goes on with that meanwhile. After an error, which may be of the step
+        before, the next step starts from the last commit."""
         stale, self._stale = self._stale, True
         if stale:
             self._finisher.settle()  # whatever it was, it is met again or was told
@@ -202,6 +202,7 @@ class Joiner:
         now_ms = self._clock.now_ms()
         worked = len(records)
         staged: PartitionJoiner | None = None
+        more = False
         for partition, part in self._parts.items():
             if not self._finisher.wait(partition):
                 break
@@ -218,8 +219,9 @@ class Joiner:
             if staged is not None:
                 self._finisher.start(staged)
             staged = part
+            more |= ends.decisions < ends.decisions_end or ends.events < ends.events_end
         else:
-            if len(records) >= max_records and staged is not None:
+            if records and more and staged is not None:
                 self._finisher.start(staged)
                 return worked
         if staged is not None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
+from bisect import bisect_right
 from collections.abc import Collection, Mapping
+from operator import attrgetter
 from typing import Final, Protocol
 
 from optimizer.errors import LogTruncated
@@ -15,7 +17,10 @@ FILL_RECORDS: Final = (
 )
 SHARE_RECORDS: Final = 4 * FILL_RECORDS  # how much more is polled so that all partitions have their share
 SHARE_S: Final = 0.02  # how long a partition that is behind is waited for, for the sake of its share
+NEVER_LESS: Final = 8  # a partition is dealt this part of its fair share at least, whatever its records' times are
+ENOUGH: Final = 2  # a deal by times is made up to fair shares where it is less than this part of what was asked for
 LOOK_S: Final = 0.1  # how long a poll waits for a fetch at a time, once it knows that there is something to fetch
+_ts: Final = attrgetter("ts")
 
 
 class Offsets(Protocol):
@@ -49,8 +54,9 @@ class KafkaReader:
         self._ends: dict[TopicPartition, int] = dict(ends)
 
     def poll(self, max_records: int = 1000, timeout_s: float = 0.0) -> list[Record]:
-        """The next records, a fair share of each partition, waiting up to `timeout_s` for the first. Raises
-        LogTruncated where a position is gone, OSError where the brokers don't answer."""
+        """The next records of all partitions, those first that were appended first, waiting up to `timeout_s` for one:
+        so a decision and its events tend to come together, however much there is to read. Raises LogTruncated where a
+        position is gone, OSError where the brokers don't answer."""
         deadline = time.monotonic() + timeout_s
         give_up = deadline + self._timeout_s
         wait_s = timeout_s
@@ -114,7 +120,25 @@ class KafkaReader:
     def _deal(self, max_records: int) -> list[Record]:
         dealt: list[Record] = []
         waiting = [at for at in self._order if self._buffers[at]]
-        # Fair shares first; what a quiet partition leaves over goes to those that have more.
+        if self._buffered > max_records:
+            # What was appended together is dealt together, as far as it goes, but nobody is left out.
+            cut, least = self._cut(waiting, max_records), max_records // (NEVER_LESS * len(waiting))
+            shares = {at: max(bisect_right(self._buffers[at], cut, key=_ts), least) for at in waiting}
+            if sum(shares.values()) <= max_records:
+                for at, taken in shares.items():
+                    buffer = self._buffers[at]
+                    dealt += buffer[:taken]
+                    del buffer[:taken]
+        if len(dealt) < max_records // ENOUGH:
+            self._share_out(dealt, waiting, max_records)
+        self._buffered -= len(dealt)
+        # The next poll starts with another partition, so that none starves where max_records is below their number.
+        self._order = self._order[1:] + self._order[:1]
+        return dealt
+
+    def _share_out(self, dealt: list[Record], waiting: list[TopicPartition], max_records: int) -> None:
+        """Fair shares; what a quiet partition leaves over goes to those that have more."""
+        waiting = [at for at in waiting if self._buffers[at]]
         while waiting and len(dealt) < max_records:
             share = max(1, (max_records - len(dealt)) // len(waiting))
             for at in waiting:
@@ -123,10 +147,21 @@ class KafkaReader:
                 dealt += buffer[:taken]
                 del buffer[:taken]
             waiting = [at for at in waiting if self._buffers[at]]
-        self._buffered -= len(dealt)
-        # The next poll starts with another partition, so that none starves where max_records is below their number.
-        self._order = self._order[1:] + self._order[:1]
-        return dealt
+
+    def _cut(self, waiting: list[TopicPartition], most: int) -> int:
+        """The latest time of appending up to which at most so many records are buffered, and which no partition that
+        has more to come would be left behind by. Where times go back, it only cuts elsewhere."""
+        buffers = [self._buffers[at] for at in waiting]
+        unfinished = [self._buffers[at][-1].ts for at in waiting if self.end(at) > self._consumer.position(at)]
+        low = min(buffer[0].ts for buffer in buffers)
+        high = min(unfinished) if unfinished else max(buffer[-1].ts for buffer in buffers)
+        while low < high:
+            middle = (low + high + 1) // 2
+            if sum(bisect_right(buffer, middle, key=_ts) for buffer in buffers) <= most:
+                low = middle
+            else:
+                high = middle - 1
+        return low
 
 
 def truncated(at: TopicPartition, position: int, first: int, end: int) -> LogTruncated:
