@@ -129,7 +129,7 @@ class KafkaReader:
                     buffer = self._buffers[at]
                     dealt += buffer[:taken]
                     del buffer[:taken]
-        if len(dealt) < max_records // ENOUGH:
+        if len(dealt) * ENOUGH < max_records:
             self._share_out(dealt, waiting, max_records)
         self._buffered -= len(dealt)
         # The next poll starts with another partition, so that none starves where max_records is below their number.
