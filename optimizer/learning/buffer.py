@@ -17,6 +17,8 @@ from optimizer.types import Outcome
 
 Floats = NDArray[np.float32]
 BOOTSTRAP_ROWS = 4096
+# Sums are float32: beyond this the unit goes back to 1.
+MOST_UNITS = 1e4
 _EMPTY = -1
 
 
@@ -42,7 +44,8 @@ class OpenShown(NamedTuple):
 
 class Entry(NamedTuple):
     """One decision as the learner needs it. `extra` is the reward seen so far that is not the click's own; `pays_later`
-    says that the campaign pays for more than clicks; `counts_once` that one conversion is all that can count."""
+    says that the campaign pays for more than clicks; `counts_once` that one conversion is all that can count. `mass`:
+    what one decision of its time weighs, in the buffer's growing unit."""
 
     row: int
     pool_id: str
@@ -59,6 +62,7 @@ class Entry(NamedTuple):
     closed: bool
     pays_later: bool
     counts_once: bool
+    mass: float
 
 
 class ReplayBuffer:
@@ -79,6 +83,30 @@ class ReplayBuffer:
         self._unclicked_extra = np.zeros((0, heads), np.float32)
         self._poisson = np.random.default_rng([salt, heads]).poisson(1.0, (BOOTSTRAP_ROWS, heads)).astype(np.float32)
         self.last_evicted = 0
+        # Old evidence is made light by making new evidence heavy: sums need not be touched, and what a late revision
+        # takes back is what was once put in.
+        self._unit = 1.0
+        self._known: list[tuple[int, int]] = []
+
+    def discount(self, share: float) -> None:
+        """What has been seen so far counts only `share` (0 to 1) of what comes from now on."""
+        if not 0.0 < share <= 1.0:
+            raise ValueError(f"share: got {share}, expected 0 < share <= 1")
+        self._unit /= share
+        if self._unit > MOST_UNITS:
+            self._rescale()
+
+    def _rescale(self) -> None:
+        for sums in (self._clicked, self._settled, self._unclicked_extra):
+            sums /= self._unit
+        self.entries = {name: entry._replace(mass=entry.mass / self._unit) for name, entry in self.entries.items()}
+        self._unit = 1.0
+
+    def take_known(self) -> NDArray[np.int64]:
+        """int[m, 2]: (row, click 0 or 1) of the decisions of which that has become known since the last call."""
+        known = np.array(self._known, np.int64).reshape(-1, 2)
+        self._known = []
+        return known
 
     @property
     def rows(self) -> int:
@@ -130,8 +158,15 @@ class ReplayBuffer:
             closed=outcome.state == "closed",
             pays_later=bool(decision.reward.conversion or decision.reward.value or decision.reward.rating),
             counts_once=decision.attribution.count != "all",
+            mass=self._unit,
         )
         before = self.entries.pop(name, None)
+        if before is not None:
+            entry = entry._replace(mass=before.mass)
+        if entry.click and not (before and before.click):
+            self._known.append((row, 1))
+        elif entry.closed and not entry.click and (before is None or name in self._open):
+            self._known.append((row, 0))
         if before is not None:
             self._count(name, before, -1.0)
         self.entries[name] = entry
@@ -142,19 +177,20 @@ class ReplayBuffer:
         return True
 
     def _count(self, name: str, entry: Entry, sign: float) -> None:
+        weight = sign * entry.mass * self.bootstrap(name)
         if entry.click:
-            self._clicked[entry.row] += sign * self.bootstrap(name)
+            self._clicked[entry.row] += weight
         elif entry.closed:
-            self._settled[entry.row] += sign * self.bootstrap(name)
+            self._settled[entry.row] += weight
         elif sign > 0:
             self._open[name] = None
         elif name in self._open:
             del self._open[name]
         else:
             # It had been settled by age.
-            self._settled[entry.row] -= self.bootstrap(name)
+            self._settled[entry.row] += weight
         if not entry.click and entry.extra:
-            self._unclicked_extra[entry.row] += sign * entry.extra * self.bootstrap(name)
+            self._unclicked_extra[entry.row] += entry.extra * weight
 
     def _evict(self) -> None:
         """Forget the oldest decision one by one; its weight stays in its row."""
@@ -163,30 +199,34 @@ class ReplayBuffer:
         self._revisions.pop(name, None)
         if name in self._open:
             del self._open[name]
-            self._settled[entry.row] += self.bootstrap(name)
+            self._settled[entry.row] += entry.mass * self.bootstrap(name)
         self.last_evicted += 1
 
     def settle(self, now_ms: int) -> OpenShown:
         """Move what is past its click window to the settled; returns what is still open at `now_ms`."""
-        rows, ages, windows, names = [], [], [], []
+        rows, ages, windows, names, masses = [], [], [], [], []
         for name in list(self._open):
             entry = self.entries[name]
             age = now_ms - entry.impression_ts
             if age > entry.click_window_ms:
                 del self._open[name]
-                self._settled[entry.row] += self.bootstrap(name)
+                self._settled[entry.row] += entry.mass * self.bootstrap(name)
+                self._known.append((entry.row, 0))
             else:
                 rows.append(entry.row)
                 ages.append(max(0, age))
                 windows.append(entry.click_window_ms)
                 names.append(zlib.crc32(name.encode()) % BOOTSTRAP_ROWS)
+                masses.append(entry.mass)
         return OpenShown(
             np.array(rows, np.intp),
             np.array(ages, np.int64),
             np.array(windows, np.int64),
-            self._poisson[np.array(names, np.intp)].reshape(-1, self.heads),
+            self._poisson[np.array(names, np.intp)].reshape(-1, self.heads)
+            * (np.array(masses, np.float32) / np.float32(self._unit))[:, None],
         )
 
     def totals(self) -> Totals:
         count = len(self._rows)
-        return Totals(self._clicked[:count], self._settled[:count], self._unclicked_extra[:count])
+        unit = np.float32(1.0 / self._unit)
+        return Totals(self._clicked[:count] * unit, self._settled[:count] * unit, self._unclicked_extra[:count] * unit)

@@ -12,6 +12,7 @@ them.
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -33,9 +34,11 @@ from optimizer.learning.features import (
 from optimizer.learning.heads import Heads
 from optimizer.learning.view import CriticView, OutputView
 from optimizer.maths.delay import age_edges, arrival_distribution, still_to_come
+from optimizer.maths.drift import DriftWatch
 from optimizer.types import Campaign, Outcome
 
 Floats = NDArray[np.float32]
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,8 @@ class CriticConfig:
     increments between copies of the heads into the target network. `first_rate`: click rate expected before any
     data. `prior`: width of the text features' first prior scales, in units of PRIOR_SCALE. `spread`: by how much
     serving's heads differ from their mean, as a share of what they were trained to; below 1 it explores less than
-    Thompson sampling would (posterior reshaping: Chapelle, Li 2011, section 2)."""
+    Thompson sampling would (posterior reshaping: Chapelle, Li 2011, section 2). `kept_at_drift`: what evidence from
+    before an abrupt change weighs beside what comes after it."""
 
     heads: int = 24
     steps: int = 12
@@ -54,6 +58,7 @@ class CriticConfig:
     first_rate: float = 0.02
     prior: float = 1.0
     spread: float = 0.5
+    kept_at_drift: float = 0.1
     age_classes: int = 12
     delays_kept: int = 4_000
     seed: int = 0
@@ -84,6 +89,8 @@ class Critic:
         self._converting = 0.5
         self._offset = float(logit(config.first_rate))
         self._rng = np.random.default_rng([config.seed, 7])
+        self.drift = DriftWatch()
+        self.drifts = 0
 
     # -- what is known -------------------------------------------------------------------------------------------------
 
@@ -165,6 +172,7 @@ class Critic:
         self._increments += 1
         x = self._matrix(np.arange(count))
         open_ = self.buffer.settle(self._now_ms)
+        self._watch_drift(x)
         totals = self.buffer.totals()
         mass, total = totals.clicked + totals.settled, totals.clicked.copy()
         if len(open_.row):
@@ -185,6 +193,20 @@ class Critic:
         click.learn_scales(x, np.asarray((mass * rate * (1 - rate)).mean(axis=1), np.float64))
         self._fit_values(x, mass - totals.clicked, totals.unclicked_extra)
         return norm
+
+    def _watch_drift(self, x: sparse.csr_matrix) -> None:
+        """Compare the clicks that have become known with what was expected of them before they were learnt from, and
+        make the past light where the world has changed."""
+        known = self.buffer.take_known()
+        if not len(known) or not self._outputs["click"].trained:
+            return
+        expected = expit(x[known[:, 0]] @ self._outputs["click"].weights() + self._offset).mean(axis=1).sum()
+        self.drift = self.drift.after(float(known[:, 1].sum()), float(expected))
+        if self.drift.alarm:
+            logger.warning("clicks have fallen far below what was expected: what was learnt before counts less now")
+            self.drifts += 1
+            self.drift = self.drift.reset()
+            self.buffer.discount(self.config.kept_at_drift)
 
     def feedback(
         self, decision_ids: list[str], q: NDArray[np.float64], campaign: Campaign

@@ -144,3 +144,36 @@ def test_rows_grow_without_losing_what_they_hold() -> None:
     np.testing.assert_array_equal(buffer.totals().clicked, expected)
     assert buffer.row_of(599) == 599
     assert buffer.row_of("never") is None
+
+
+@pytest.mark.parametrize("share", [0.1, 1e-5], ids=["light", "beyond the unit's limit"])
+def test_what_came_before_a_discount_counts_its_share_and_a_late_revision_takes_just_that_back(share: float) -> None:
+    buffer = filled(ReplayBuffer(HEADS), [(0, record("old", 1, "clicked")), (0, record("late", 1, "open"))])
+    buffer.discount(share)
+    filled(buffer, [(0, record("new", 1, "clicked"))])
+    old, late, new = (buffer.bootstrap(name) for name in ("old", "late", "new"))
+    np.testing.assert_allclose(buffer.totals().clicked[0], share * old + new, rtol=1e-5)
+    np.testing.assert_allclose(buffer.settle(START_MS).weight, [share * late], rtol=1e-5)
+    buffer.add(0, record("late", 2, "clicked"))
+    np.testing.assert_allclose(buffer.totals().clicked[0], share * (old + late) + new, rtol=1e-5)
+    buffer.add(0, record("old", 2, "closed"))
+    np.testing.assert_allclose(buffer.totals().clicked[0], share * late + new, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(buffer.totals().settled[0], share * old, rtol=1e-5)
+
+
+@pytest.mark.parametrize("share", [0.0, -1.0, 1.5, float("nan")])
+def test_an_impossible_discount_is_refused(share: float) -> None:
+    with pytest.raises(ValueError, match="share"):
+        ReplayBuffer(HEADS).discount(share)
+
+
+def test_each_decision_becomes_known_once() -> None:
+    buffer = filled(ReplayBuffer(HEADS), [(0, record(name, 1, "open")) for name in "abc"])
+    assert buffer.take_known().tolist() == []
+    buffer.add(0, record("a", 2, "clicked"))
+    buffer.add(0, record("a", 3, "converted"))
+    buffer.add(0, record("b", 2, "closed"))
+    assert buffer.take_known().tolist() == [[0, 1], [0, 0]]
+    buffer.settle(START_MS + WINDOW + 1)
+    buffer.add(0, record("c", 2, "closed"))
+    assert buffer.take_known().tolist() == [[0, 0]]

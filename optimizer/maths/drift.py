@@ -1,0 +1,51 @@
+"""Whether what is observed still fits what was expected: a test for abrupt change."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+
+@dataclass(frozen=True)
+class DriftWatch:
+    """Cumulative sum test (Page 1954, Biometrika 41, 100-115) of clicks against their expectation, for a fall alone.
+
+    Each batch adds the log-likelihood ratio of two Poisson rates: `fall` times what was expected against what was
+    expected (scaled by `usual`, the running ratio of observed to expected: whoever shows the texts that look best
+    expects too much of them, and that is no change of the world). The sum never falls under zero; where it reaches
+    `threshold` nats, the alarm is raised. Under no change a batch-wise false alarm has a probability of about
+    exp(-threshold) (Lorden 1971)."""
+
+    fall: float = 0.5
+    threshold: float = 15.0
+    memory: float = 0.97
+    observed: float = 10.0
+    expected: float = 10.0
+    total: float = 0.0
+
+    @property
+    def usual(self) -> float:
+        """Observed over expected, as it has been of late; at most 1."""
+        return min(1.0, self.observed / self.expected)
+
+    @property
+    def alarm(self) -> bool:
+        """Whether the sum has reached its threshold."""
+        return self.total >= self.threshold
+
+    def after(self, clicks: float, expected: float) -> DriftWatch:
+        """The watch after a batch of `clicks` where the mean prediction was `expected` clicks in all."""
+        if not (clicks >= 0 and expected >= 0 and math.isfinite(expected)):
+            raise ValueError(f"clicks, expected: got {clicks}, {expected}, expected finite numbers >= 0")
+        mean = self.usual * expected
+        gain = clicks * math.log(self.fall) + (1.0 - self.fall) * mean
+        return replace(
+            self,
+            observed=self.memory * self.observed + clicks,
+            expected=self.memory * self.expected + expected,
+            total=max(0.0, self.total + gain),
+        )
+
+    def reset(self) -> DriftWatch:
+        """The watch as it begins."""
+        return replace(self, observed=10.0, expected=10.0, total=0.0)
