@@ -58,7 +58,7 @@ class CriticConfig:
     first_rate: float = 0.02
     prior: float = 1.0
     spread: float = 0.5
-    kept_at_drift: float = 0.1
+    kept_at_drift: float = 0.2
     age_classes: int = 12
     delays_kept: int = 4_000
     seed: int = 0

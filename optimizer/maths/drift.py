@@ -16,7 +16,7 @@ class DriftWatch:
     `threshold` nats, the alarm is raised. Under no change a batch-wise false alarm has a probability of about
     exp(-threshold) (Lorden 1971)."""
 
-    fall: float = 0.5
+    fall: float = 0.7
     threshold: float = 15.0
     memory: float = 0.97
     observed: float = 10.0

@@ -23,7 +23,7 @@ def test_the_sum_never_falls_under_zero() -> None:
 
 def test_false_alarms_are_rare_and_a_fall_is_found() -> None:
     """200 runs of 160 batches of 20 expected clicks, then rates of a fifth. Seeded; a false alarm in a run has a
-    probability of about 160 exp(-15) = 5e-5, so one in 200 runs of 1 %."""
+    probability of about 160 exp(-15) = 5e-5, so 1 % in all."""
     rng = np.random.default_rng(4)
     waits = []
     for _ in range(200):
