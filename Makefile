@@ -65,8 +65,8 @@ type: $(READY) ## mypy --strict, tests included
 
 check: lint type test ## lint, type and test
 
-bench: $(READY) ## measure what needs no broker: serving, an update, the joiner's core and its scale
-	@set -e; for name in serving update stream_core stream_scale; do echo "== bench.$$name"; $(RUN)/python -m "bench.$$name" $(ARGS); done
+bench: $(READY) ## measure what needs no broker: serving, the joiner's core and its scale
+	@set -e; for name in serving stream_core stream_scale; do echo "== bench.$$name"; $(RUN)/python -m "bench.$$name" $(ARGS); done
 
 bench-stream: $(READY) ## the joiner on a real broker beside bare loops and Quix Streams, and its latency (some minutes)
 	@scripts/kafka fetch
