@@ -19,8 +19,7 @@ from simulators.loop import Loop
 @dataclass(frozen=True)
 class Figures:
     """Where learning stands: `kl` nats per sequence to the reference, texts `sampled` and how many of them the gate
-    `rejected` by
-    reason, the live `version`."""
+    `rejected` by reason, the live `version`, why learning has `halted` by itself (empty where it has not)."""
 
     kl: float
     kl_budget: float
@@ -28,6 +27,7 @@ class Figures:
     sampled: int
     rejected: dict[str, int]
     version: str
+    halted: str = ""
 
 
 class AdloopAgent(Loop):

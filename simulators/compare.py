@@ -170,7 +170,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     seeds = range(options.first_seed, options.first_seed + options.seeds)
     with Bars() as bars:
         if options.model is None and set(names) - {"control"}:
-            _make_tiny_model(bars)
+            make_tiny_model(bars)
         pools: dict[int, Texts] = {seed: {} for seed in seeds}
         if any(SETTINGS[name].size for name in names):
             writing = [PoolJob(options.world, seed, options.model) for seed in seeds]
@@ -272,7 +272,7 @@ def _answer(figures: dict[str, Any], as_json: bool) -> int:
     return answer(figures, show, as_json)
 
 
-def _make_tiny_model(bars: Bars) -> None:
+def make_tiny_model(bars: Bars) -> None:
     """Have the tiny model in the cache before several workers would each train it."""
     from optimizer.learning.recipe import PretrainConfig, made_already
 

@@ -27,7 +27,7 @@ STEPS = 20_480
 Observation = dict[str, Any]
 
 
-class WorldEnv(gymnasium.Env[Observation, dict[str, str]]):
+class WorldEnv(gymnasium.Env[Observation, dict[str, Any]]):
     """One of our worlds, by its short name. An episode is `impressions` arrivals; there is no end before it.
 
     Observation: `campaign` and `segment` as places in `campaign_ids` and in that campaign's segments, `device`,
@@ -64,7 +64,7 @@ class WorldEnv(gymnasium.Env[Observation, dict[str, str]]):
         self._steps = 0
         return self._arrive(), self._info()
 
-    def step(self, action: dict[str, str]) -> tuple[Observation, SupportsFloat, bool, bool, dict[str, Any]]:
+    def step(self, action: dict[str, Any]) -> tuple[Observation, SupportsFloat, bool, bool, dict[str, Any]]:
         """Show the text to who has just arrived."""
         true_rate = getattr(self._world, "true_rate", self._world.click_rate)
         expected = true_rate(self._campaign_id, self._context, action)
@@ -104,4 +104,4 @@ def environment_id(world: str) -> str:
 
 for _name in WORLDS:
     if environment_id(_name) not in gymnasium.registry:
-        gymnasium.register(environment_id(_name), WorldEnv, kwargs={"world": _name})
+        gymnasium.register(environment_id(_name), f"{__name__}:WorldEnv", kwargs={"world": _name})

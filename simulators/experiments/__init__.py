@@ -1,0 +1,1 @@
+"""The questions that single worlds were made for, each a run of `python -m simulators.experiments NAME`."""

@@ -1,0 +1,204 @@
+"""The experiments: their measures on made-up traces, the variants of Adloop on a recording one, and the command."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pytest
+
+from simulators.adloop_agent import AdloopAgent
+from simulators.experiments import __main__ as command
+from simulators.experiments.measures import beginnings, recovery, shortfall, significance
+from simulators.experiments.trace import Trace, Trial
+from simulators.experiments.variants import KEPT, Alone, AtOnce, AtWindowEnd, Ours, player
+from simulators.loop import START_MS, Reaction, Shown
+from simulators.worlds import load_world
+from tests.fakes.toy_world import ToyWorld
+
+
+def test_significance_counts_only_what_stays() -> None:
+    """Control clicks at 2 %. The learner earns 10 % but in the third thousand, where it earns nothing."""
+    control = np.arange(8_000) % 2 == 0
+    rewards = np.where(control, np.arange(8_000) % 100 == 0, np.arange(8_000) % 20 == 1).astype(float)
+    found = significance(control, rewards, 1_000)
+    assert found.first is not None
+    assert found.first <= 2_000
+    assert found.final is not None
+    assert found.final.low > 0
+    rewards[1_500:4_500] = np.where(control[1_500:4_500], np.arange(3_000) % 20 == 0, 0.0)
+    broken = significance(control, rewards, 1_000)
+    assert broken.first is None or broken.first > 4_500
+
+
+def test_significance_of_nothing_is_none() -> None:
+    control = np.arange(4_000) % 2 == 0
+    same = (np.arange(4_000) // 2 % 25 == 0).astype(float)
+    assert significance(control, same, 500).first is None
+
+
+def test_recovery_measures_both_times_the_same_way() -> None:
+    best = np.full(12_000, 0.5)
+    share = np.concatenate([np.linspace(0, 0.6, 3_000), np.full(3_000, 0.6)])
+    rates = 0.5 * np.concatenate([share, share])
+    found = recovery(rates, best, 6_000, window=1_000)
+    assert found.share == pytest.approx(0.6)
+    # A window of 1,000 has 0.54 on average when it ends at 0.64 on the ramp's line, cut off at 0.6: just after 3,000.
+    assert found.at_first == found.after
+    assert found.at_first is not None
+    assert 3_000 < found.at_first < 3_300
+    rates[6_000:] = 0.0
+    assert recovery(rates, best, 6_000, window=1_000).after is None
+    with pytest.raises(ValueError, match="swap"):
+        recovery(rates, best, 1_999, window=1_000)
+
+
+def test_beginnings_take_each_campaigns_first_ones() -> None:
+    campaigns = ["a", "b"] * 3 + ["b"]
+    rates = np.array([0.1, 0.5, 0.3, 0.7, 9.0, 9.0, 9.0])
+    assert beginnings(campaigns, rates, ["a", "b"], 2) == pytest.approx((0.2 + 0.6) / 2)
+    assert beginnings(campaigns, rates, ["b"], 2) == pytest.approx(0.6)
+
+
+def test_shortfall_is_the_worst_window_before_the_halt() -> None:
+    frozen, rewards = np.full(3_000, 0.1), np.full(3_000, 0.12)
+    rewards[1_000:1_500] = 0.02
+    worst = shortfall(rewards, frozen, 3_000, window=500)
+    assert worst is not None
+    assert worst.window == pytest.approx(0.8)
+    assert worst.so_far == pytest.approx(1 - (0.12 * 1_000 + 0.02 * 500) / 150)
+    before = shortfall(rewards, frozen, 1_000, window=500)
+    assert before is not None
+    assert before.window == pytest.approx(-0.2)
+    assert shortfall(rewards, frozen, 499, window=500) is None
+
+
+class Recorder:
+    """Stands in for an AdloopAgent: it notes what it is fed, and when."""
+
+    def __init__(self) -> None:
+        self.now = START_MS
+        self.fed: list[tuple[int, Sequence[Reaction]]] = []
+        self.closed = False
+
+    def advance(self, now_ms: int) -> None:
+        assert now_ms >= self.now
+        self.now = now_ms
+
+    def serve(self, campaign_id: str, context: dict[str, Any]) -> Shown:
+        return Shown(campaign_id, context, cast(Any, None), self.now)
+
+    def feed(self, shown: Shown, reactions: Sequence[Reaction]) -> None:
+        self.fed.append((self.now - shown.ts, reactions))
+
+    def increment(self) -> None: ...
+
+    def close(self) -> None:
+        self.closed = True
+
+
+LATE: list[Reaction] = [("click", 2_500, 0.0), ("conversion", 90_000_000, 3.0)]
+
+
+def shows(some: Ours, at_ms: int, reactions: Sequence[Reaction]) -> None:
+    some.advance(at_ms)
+    some._shown = cast(Any, some.agent).serve("things", {"segment": "a"})
+    some.feed(reactions)
+
+
+def test_at_once_moves_conversions_to_their_click() -> None:
+    recorder = Recorder()
+    shows(AtOnce(cast(AdloopAgent, recorder)), 0, LATE)
+    assert recorder.fed == [(0, [("click", 2_500, 0.0), ("conversion", 2_500, 3.0)])]
+
+
+def test_at_window_end_holds_everything_back_and_changes_nothing() -> None:
+    recorder = Recorder()
+    some = AtWindowEnd(cast(AdloopAgent, recorder), ToyWorld(1).campaigns())
+    window = 1_800_000 + 604_800_000
+    shows(some, 0, LATE)
+    shows(some, 1_000, [])
+    some.advance(window - 1)
+    assert recorder.fed == []
+    some.advance(window + 500)
+    assert recorder.fed == [(window, LATE)]
+    some.advance(window + 5_000)
+    assert recorder.fed == [(window, LATE), (window, [])]
+
+
+def test_alone_keeps_the_agents_used_last_and_gives_each_its_own_campaign() -> None:
+    made: dict[str, Recorder] = {}
+
+    def make(bodies: Any) -> AdloopAgent:
+        (name,) = bodies
+        made[name] = Recorder()
+        return cast(AdloopAgent, made[name])
+
+    names = [f"c{number}" for number in range(KEPT + 2)]
+    some = Alone({name: {} for name in names}, make)
+    for name in names[:KEPT]:
+        some._elapsed = 0
+        _serve(some, name)
+    _serve(some, names[0])
+    _serve(some, names[KEPT])
+    assert [name for name, agent in made.items() if agent.closed] == [names[1]]
+    some.close()
+    assert all(agent.closed for agent in made.values())
+
+
+def _serve(some: Alone, name: str) -> None:
+    # The recording agent answers no slots: what matters is who is asked.
+    with pytest.raises(AttributeError):
+        some.serve(name, {"segment": "a"})
+
+
+def test_an_unknown_variant_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="at_once"):
+        player("nobody", {}, tmp_path, 1, None)
+
+
+@pytest.mark.parametrize("name", sorted(command.EXPERIMENTS))
+def test_every_experiment_has_its_world_and_ours(name: str) -> None:
+    asked = command.EXPERIMENTS[name]
+    assert "adloop" in asked.variants
+    assert asked.most_failures < asked.seeds
+    load_world(asked.world, 1)
+
+
+def test_the_command_sums_up_and_says_whether_it_holds(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def traced(work: Any, trials: Sequence[Trial], processes: int, report: Any) -> list[Trace]:
+        ones = np.ones(4_000)
+        worth = {"adloop": 0.97, "at_once": 1.0, "at_window_end": 0.6}
+        return [
+            Trace(
+                trial=trial,
+                campaigns=("a",) * 4_000,
+                click_rates=ones,
+                rewards=ones * worth[trial.variant],
+                frozen=ones,
+                best=ones,
+                earned=ones,
+                control=ones > 2,
+                valid_share=1.0,
+                kl=0.1,
+                halted_at=None,
+                halted="",
+                seconds=1.0,
+            )
+            for trial in trials
+        ]
+
+    monkeypatch.setattr(command, "run_jobs", traced)
+    monkeypatch.setattr(command, "make_tiny_model", lambda bars: None)
+    assert command.main(["delay", "--seeds", "2", "--json"]) == 0
+    figures = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert figures["holds"]
+    assert [row["adloop"] for row in figures["rows"]] == pytest.approx([0.97, 0.97])
+    assert figures["mean"]["adloop"]["mean"] == pytest.approx(0.97)
+    assert command.main(["proxy", "--seeds", "1"]) == 0
+    assert "does not hold: 1 of 1 seeds" in capsys.readouterr().out
