@@ -12,11 +12,13 @@ DATA ?=
 DIR ?= data
 PORT ?= 8080
 KAFKA_PORT ?= 9092
+FAULTS ?=
+EACH ?= 50
 ARGS ?=
 # 1: the demo's four roles as processes of their own over a broker of their own; HOST:PORT: over that broker.
 KAFKA ?=
 
-.PHONY: bench-worlds bench-sparse bench-drift bench-cold bench-delay bench-proxy bench-clean test-faults bench-stream bench-learning bench-freshness help setup demo up replay kafka kafka-stop test lint type check bench lock clean
+.PHONY: bench-worlds bench-sparse bench-drift bench-cold bench-delay bench-proxy bench-clean test-faults test-fault-series bench-stream bench-learning bench-freshness help setup demo up replay kafka kafka-stop test lint type check bench lock clean
 
 help: ## this list
 	@echo 'Adloop: ad copy that learns from its clicks.'
@@ -53,8 +55,16 @@ test: $(READY) ## every test
 	@scripts/kafka fetch
 	@exec $(RUN)/python -m pytest $(ARGS)
 
-test-faults: $(READY) ## the long laws of the stream: 10,000 permutations, outside `make test`
-	@ADLOOP_LAW_EXAMPLES=10000 exec $(RUN)/python -m pytest tests/laws/test_joiner_laws.py -k any_order $(ARGS)
+test-faults: $(READY) ## 120 SIGKILLs and 5 broker restarts over 100,000 impressions; 10,000 permutations (20 minutes)
+	@scripts/kafka fetch
+	@mkdir -p .cache
+	@ADLOOP_LAW_EXAMPLES=10000 $(RUN)/python -m pytest -q tests/laws/test_joiner_laws.py -k any_order >.cache/laws.log 2>&1 & \
+	  laws=$$!; $(RUN)/python -m tests.faults kills $(ARGS); kills=$$?; wait $$laws; laws=$$?; tail -n 1 .cache/laws.log; \
+	  exit $$((kills | laws))
+
+test-fault-series: $(READY) ## 50 faults of each kind (FAULTS="cut latency half-open broker added frozen" EACH=50; an hour)
+	@scripts/kafka fetch
+	@exec $(RUN)/python -m tests.faults series $(FAULTS) --each '$(EACH)' $(ARGS)
 
 lint: $(READY) ## ruff: rules and format
 	@$(RUN)/ruff check .

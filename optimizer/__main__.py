@@ -147,7 +147,7 @@ def _until_stopped(joiner: Joiner, stopping: Sequence[int], until_idle_s: float 
     while not stopping:
         try:
             worked = joiner.step(timeout_s=POLL_S if until_idle_s is None else min(POLL_S, until_idle_s))
-        except (OSError, sqlite3.OperationalError) as error:
+        except OSError as error:
             # Brokers that are away, a disk that is full: nothing is lost, the next step begins at the last commit.
             print(f"adloop: {error}; trying again", file=sys.stderr, flush=True)
             figures.take(joiner, trouble=True)

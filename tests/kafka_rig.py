@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,12 +16,13 @@ _numbers = itertools.count()
 
 
 @contextmanager
-def running_broker(folder: Path, secure: bool = False) -> Iterator[Broker]:
-    """A broker that ends with the block; `secure` adds its SASL and TLS listeners, for USER with PASSWORD."""
+def running_broker(folder: Path, secure: bool = False, behind: Mapping[str, int] | None = None) -> Iterator[Broker]:
+    """A broker that ends with the block; `secure` adds its SASL and TLS listeners, for USER with PASSWORD, `behind`
+    listeners whose clients come through a proxy (name -> the proxy's port)."""
     # Never skipped in silence: where Java, Maven or the jars are missing this fetches them, or says what to run.
     fetched = subprocess.run([ROOT / "scripts/kafka", "fetch"], capture_output=True, text=True, check=False)
     assert fetched.returncode == 0, fetched.stderr
-    broker = Broker(folder, users={USER: PASSWORD} if secure else None, tls=secure)
+    broker = Broker(folder, users={USER: PASSWORD} if secure else None, tls=secure, behind=behind)
     broker.start()
     try:
         yield broker

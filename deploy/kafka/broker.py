@@ -72,16 +72,25 @@ class Broker:
       port: of the plaintext listener; None takes a free one, and keeps it over restarts.
       users: name -> password; not empty adds the listeners `sasl` (PLAIN, SCRAM) and, with `tls`, `sasl_ssl`.
       tls: adds the listener `ssl`; its certificate is `ca_file`.
+      behind: name -> port; adds a plaintext listener of that name, whose clients are told to come to that port: a
+        proxy's, which forwards to the listener.
     """
 
     def __init__(
-        self, folder: Path, port: int | None = None, users: Mapping[str, str] | None = None, tls: bool = False
+        self,
+        folder: Path,
+        port: int | None = None,
+        users: Mapping[str, str] | None = None,
+        tls: bool = False,
+        behind: Mapping[str, int] | None = None,
     ) -> None:
         self.folder = folder.resolve()
         self.users = dict(users or {})
         self.tls = tls
+        self.behind = dict(behind or {})
         names = ["plaintext", "controller", *(["sasl"] if users else []), *(["ssl"] if tls else [])]
         names += ["sasl_ssl"] if users and tls else []
+        names += self.behind
         self._ports = {name: _free_port() for name in names}
         if port is not None:
             self._ports["plaintext"] = port
@@ -110,7 +119,7 @@ class Broker:
         return self.folder / "server.properties"
 
     def address(self, listener: str) -> str:
-        """HOST:PORT of a listener: plaintext, sasl, ssl or sasl_ssl."""
+        """HOST:PORT of a listener: plaintext, sasl, ssl, sasl_ssl, or one that is behind a proxy."""
         return f"{HOST}:{self._ports[listener]}"
 
     def start(self, timeout_s: float = START_S) -> None:
@@ -190,13 +199,15 @@ class Broker:
             "sasl": "SASL_PLAINTEXT",
             "ssl": "SSL",
             "sasl_ssl": "SASL_SSL",
+            **dict.fromkeys(self.behind, "PLAINTEXT"),
         }
         listeners = {name.upper(): f"{name.upper()}://{HOST}:{port}" for name, port in self._ports.items()}
+        told = listeners | {name.upper(): f"{name.upper()}://{HOST}:{port}" for name, port in self.behind.items()}
         lines = [
             SETTINGS.rstrip(),
             f"controller.quorum.voters=1@{HOST}:{self._ports['controller']}",
             f"listeners={','.join(listeners.values())}",
-            f"advertised.listeners={','.join(at for name, at in listeners.items() if name != 'CONTROLLER')}",
+            f"advertised.listeners={','.join(at for name, at in told.items() if name != 'CONTROLLER')}",
             "listener.security.protocol.map=" + ",".join(f"{name.upper()}:{protocols[name]}" for name in self._ports),
             f"log.dirs={self.folder / 'data'}",
         ]

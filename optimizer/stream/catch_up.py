@@ -76,9 +76,12 @@ def take_over(log: EventLog, partition: int, store: StateStore, sources: Mapping
     store.begin()
     try:
         store.remember(tail.outcomes(), tail.refusals(sources))
+        # Of the outbox, what stands in the log need not be published again, and what it says about a decision that
+        # others went on with has been overtaken.
+        left = [r for r in outbox if (r.topic, r.key) not in tail.overtaken and r not in tail.found]
+        if len(left) < len(outbox):
+            store.replace_outbox(left)
         if tail.foreign:
-            # What the outbox says about a decision that others went on with has been overtaken.
-            store.replace_outbox([record for record in outbox if (record.topic, record.key) not in tail.overtaken])
             decisions, events = (log.end(TopicPartition(topic, partition)) for topic in sources)
             held = hold_of(store)
             as_of = tail.as_of if held is None else max(tail.as_of, held.as_of)
@@ -98,17 +101,19 @@ def _beginning(log: EventLog, partition: int) -> Progress:
 
 class _Tail:
     """What stands in outcomes and quarantine beyond `since`. `foreign` says whether any of it is not from `outbox`,
-    and `overtaken` are the (topic, key) in the outbox under which others published something."""
+    `overtaken` are the (topic, key) in the outbox under which others published something, `found` the records of the
+    outbox that are there."""
 
     def __init__(self, log: EventLog, partition: int, since: Progress, outbox: Sequence[Append]) -> None:
         self.foreign = False
         self.overtaken: set[tuple[str, str]] = set()
+        self.found: set[Append] = set()
         self.as_of = since.event_time
         self.outcomes_end = since.outcomes
         self.quarantine_end = since.quarantine
         self._log = log
         self._partition = partition
-        self._own = {(record.topic, record.key, record.value) for record in outbox}
+        self._own = set(outbox)
         self._keys = {(record.topic, record.key) for record in outbox}
 
     def outcomes(self) -> Iterator[tuple[str, Published]]:
@@ -151,8 +156,10 @@ class _Tail:
         try:
             while records := reader.poll(POLL_RECORDS):
                 for record in records:
-                    key = (record.key or b"").decode("utf-8", "replace")
-                    yield record, (at.topic, key, record.value) not in self._own
+                    said = Append(at.topic, (record.key or b"").decode("utf-8", "replace"), record.value)
+                    if said in self._own:
+                        self.found.add(said)
+                    yield record, said not in self._own
         finally:
             reader.close()
 

@@ -9,6 +9,7 @@ own state, or catches up from the log.
 from __future__ import annotations
 
 import fcntl
+import sqlite3
 import time
 from collections import Counter
 from collections.abc import Collection, Iterable
@@ -24,6 +25,7 @@ from optimizer.stream.assignment import Assigned, Assignment, Fixed
 from optimizer.stream.finisher import Finisher
 from optimizer.stream.log import EventLog, LogReader, Record, TopicPartition
 from optimizer.stream.partition import Ends, PartitionJoiner, Rules
+from optimizer.stream.state import refused
 from optimizer.stream.tokens import TokenKeys
 
 SOURCES: Final = ("decisions", "events")
@@ -155,7 +157,28 @@ class Joiner:
         """Read up to `max_records`, waiting up to `timeout_s` for the first; returns how many records were read and
         timers fired, 0 where there was nothing to do. All of it is published when this returns, unless more is known
         to be waiting in the log: the next step goes on with that meanwhile. After an error, which may be of the step
-        before, the next step starts from the last commit."""
+        before, the next step starts from the last commit; OSError is one that may pass by itself (brokers that are
+        away, a full disk)."""
+        try:
+            return self._step(max_records, timeout_s)
+        except sqlite3.OperationalError as error:
+            raise refused(self._dir, error) from error
+
+    def close(self) -> None:
+        """Give the state folder back. Nothing is lost without it."""
+        self._close(clean=not self._stale)
+
+    def __enter__(self) -> Joiner:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # -- inside -------------------------------------------------------------------------------------------------------
+
+    def _step(self, max_records: int, timeout_s: float) -> int:
         stale, self._stale = self._stale, True
         if stale:
             self._finisher.settle()  # whatever it was, it is met again or was told
@@ -171,20 +194,6 @@ class Joiner:
         worked = self._join(max_records, timeout_s)
         self._stale = False
         return worked
-
-    def close(self) -> None:
-        """Give the state folder back. Nothing is lost without it."""
-        self._close(clean=not self._stale)
-
-    def __enter__(self) -> Joiner:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    # -- inside -------------------------------------------------------------------------------------------------------
 
     def _join(self, max_records: int, timeout_s: float) -> int:
         reader = self._reader

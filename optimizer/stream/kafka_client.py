@@ -18,6 +18,8 @@ from optimizer.stream.log import Record, TopicPartition
 FETCH_BYTES = 32 * 1024 * 1024  # what one reader may hold of fetched records that nobody has polled yet
 BATCH_BYTES = 256 * 1024  # largest batch of small records that a producer makes
 REQUEST_BYTES = 4 * 1024 * 1024  # room for the largest record
+# A request without an answer for so long means a dead connection: several may have to be found out one after the other.
+REQUEST_TIMEOUT_S = 5.0
 TRANSACTION_TIMEOUT_S = 20.0  # a publisher that died in a transaction holds its readers up for no longer than this
 
 

@@ -14,7 +14,7 @@ from confluent_kafka import TopicPartition as KafkaPlace
 from confluent_kafka.admin import AdminClient, ConfigResource, OffsetSpec
 from confluent_kafka.admin import NewTopic as KafkaTopic
 
-from optimizer.stream.kafka_client import NewTopic, Place, TopicInfo
+from optimizer.stream.kafka_client import REQUEST_TIMEOUT_S, NewTopic, Place, TopicInfo
 from optimizer.stream.kafka_confluent_common import LOG, REFUSED, connection, ours, translated
 from optimizer.stream.kafka_url import KafkaConfig
 
@@ -111,7 +111,7 @@ class ConfluentAdmin:
                     asked = self._admin.list_offsets(
                         {KafkaPlace(*place): spec for place in places},
                         isolation_level=IsolationLevel.READ_COMMITTED,
-                        request_timeout=self._config.timeout_s,
+                        request_timeout=min(self._config.timeout_s, REQUEST_TIMEOUT_S),
                     )
                     return {Place(at.topic, at.partition): future.result().offset for at, future in asked.items()}
             except OSError:

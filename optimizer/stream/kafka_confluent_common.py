@@ -10,6 +10,7 @@ from typing import Any, Final
 from confluent_kafka import KafkaError, KafkaException
 
 from optimizer.errors import AdloopError, ConfigError, Fenced
+from optimizer.stream.kafka_client import REQUEST_TIMEOUT_S
 from optimizer.stream.kafka_url import KafkaConfig
 
 LOG: Final = logging.getLogger("optimizer.stream.kafka_confluent")  # where the library's own messages go
@@ -29,8 +30,12 @@ REFUSED: Final = frozenset(
 
 def connection(config: KafkaConfig) -> dict[str, Any]:
     """The settings that all of the library's clients share."""
+    request_ms = int(min(config.timeout_s, REQUEST_TIMEOUT_S) * 1000)
     settings: dict[str, Any] = {
         "bootstrap.servers": config.bootstrap,
+        "socket.timeout.ms": request_ms,
+        "socket.connection.setup.timeout.ms": request_ms,
+        "api.version.request.timeout.ms": request_ms,
         "client.id": "adloop",
         "security.protocol": config.security_protocol,
         "reconnect.backoff.max.ms": 1_000,

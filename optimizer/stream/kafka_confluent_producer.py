@@ -13,7 +13,13 @@ from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka import Producer as KafkaProducer
 
 from optimizer.errors import Fenced
-from optimizer.stream.kafka_client import FETCH_BYTES, REQUEST_BYTES, TRANSACTION_TIMEOUT_S, Message
+from optimizer.stream.kafka_client import (
+    FETCH_BYTES,
+    REQUEST_BYTES,
+    REQUEST_TIMEOUT_S,
+    TRANSACTION_TIMEOUT_S,
+    Message,
+)
 from optimizer.stream.kafka_confluent_common import LOG, connection, ours, translated
 from optimizer.stream.kafka_url import KafkaConfig
 
@@ -193,6 +199,7 @@ def _producing(config: KafkaConfig) -> dict[str, Any]:
         "message.max.bytes": REQUEST_BYTES,
         "queue.buffering.max.kbytes": FETCH_BYTES // 1024,
         "compression.type": config.compression,
+        "request.timeout.ms": int(min(config.timeout_s, REQUEST_TIMEOUT_S) * 1000),
         "delivery.timeout.ms": int(config.timeout_s * 1000),
         "allow.auto.create.topics": False,
     }

@@ -33,7 +33,8 @@ CLOSE_S: Final = 5.0
 class KafkaGroup:
     """An Assignment from a consumer group over the topic `decisions`, kept up in a thread of its own.
 
-    Partitions stay where they are as far as can be (sticky assignment), since that is where their state is. Raises
+    Partitions stay where they are as far as can be (sticky assignment), since that is where their state is. The brokers
+    know the group as PREFIX + `group`: joiners of different logs would wait for each other in one group. Raises
     ConfigError or OSError where the brokers can't be reached or refuse us.
     """
 
@@ -45,7 +46,7 @@ class KafkaGroup:
         with connected(config) as connection:
             self._consumer = KafkaConsumer(
                 **connection,
-                group_id=group,
+                group_id=config.prefix + group,
                 enable_auto_commit=False,
                 auto_offset_reset="latest",  # never read from: every partition is paused
                 allow_auto_create_topics=False,

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from typing import Any, Final
 
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer
@@ -20,6 +21,7 @@ from optimizer.stream.kafka_client import (
     BATCH_BYTES,
     FETCH_BYTES,
     REQUEST_BYTES,
+    REQUEST_TIMEOUT_S,
     TRANSACTION_TIMEOUT_S,
     Message,
     NewTopic,
@@ -280,12 +282,10 @@ class PythonAdmin:
             self._admin = KafkaAdminClient(**connection)
 
     def cluster_id(self) -> str:
-        with translated(self._config):
-            return str(self._admin.describe_cluster()["cluster_id"])
+        return str(self._answer(self._admin.describe_cluster)["cluster_id"])
 
     def topics(self, names: Collection[str]) -> dict[str, TopicInfo]:
-        with translated(self._config):
-            described = self._admin.describe_topics(list(names))
+        described = self._answer(lambda: self._admin.describe_topics(list(names)))
         found: dict[str, TopicInfo] = {}
         for topic in described:
             leaders = [partition["leader_id"] for partition in topic["partitions"]]
@@ -303,16 +303,18 @@ class PythonAdmin:
             }
             for topic in topics
         }
-        with translated(self._config):
-            # One by one: where another process has made one of them, the others still have to be made.
-            for name, options in wanted.items():
-                with suppress(kafka_errors.TopicAlreadyExistsError):
-                    self._admin.create_topics({name: options})
+
+        def make(name: str, options: dict[str, Any]) -> None:
+            with suppress(kafka_errors.TopicAlreadyExistsError):
+                self._admin.create_topics({name: options})
+
+        # One by one: where another process has made one of them, the others still have to be made.
+        for name, options in wanted.items():
+            self._answer(partial(make, name, options))
 
     def settings(self, names: Collection[str]) -> dict[str, dict[str, str]]:
         resources = [ConfigResource(ConfigResourceType.TOPIC, name) for name in names]
-        with translated(self._config):
-            described = self._admin.describe_configs(resources, config_filter="all")["topic"]
+        described = self._answer(lambda: self._admin.describe_configs(resources, config_filter="all"))["topic"]
         return {
             name: {key: str(entry["value"]) for key, entry in entries.items()} for name, entries in described.items()
         }
@@ -328,14 +330,19 @@ class PythonAdmin:
 
     def _offsets(self, places: Collection[Place], spec: OffsetSpec) -> dict[Place, int]:
         wanted = {KafkaPlace(*place): spec for place in places}
+        committed = IsolationLevel.READ_COMMITTED
+        found = self._answer(lambda: self._admin.list_partition_offsets(wanted, isolation_level=committed))
+        return {Place(name.topic, name.partition): at.offset for name, at in found.items()}
+
+    def _answer(self, ask: Callable[[], Any]) -> Any:
+        """What the brokers answer. One that restarts is gone for seconds, and the library gives up at the first
+        connection that is refused or dead: it is asked again until the configuration's time is over."""
         deadline = time.monotonic() + self._config.timeout_s
         while True:
             try:
                 with translated(self._config):
-                    found = self._admin.list_partition_offsets(wanted, isolation_level=IsolationLevel.READ_COMMITTED)
-                return {Place(name.topic, name.partition): at.offset for name, at in found.items()}
+                    return ask()
             except OSError:
-                # A broker that restarts is gone for seconds; the library gives up at the first refused connection.
                 if time.monotonic() > deadline:
                     raise
                 time.sleep(RETRY_S)
@@ -348,7 +355,9 @@ def connected(config: KafkaConfig) -> Iterator[dict[str, Any]]:
     networks: list[KafkaNetClient] = []
 
     def network(**options: Any) -> KafkaNetClient:
-        networks.append(KafkaNetClient(**options))
+        # The network layer knows these two, the clients do not; by default they are 10 s, growing to 30 s.
+        setup = ("socket_connection_setup_timeout_ms", "socket_connection_setup_timeout_max_ms")
+        networks.append(KafkaNetClient(**options, **dict.fromkeys(setup, options["request_timeout_ms"])))
         return networks[-1]
 
     try:
@@ -369,12 +378,13 @@ def connected(config: KafkaConfig) -> Iterator[dict[str, Any]]:
 def _connection(config: KafkaConfig) -> dict[str, Any]:
     """The options that all of the library's clients share."""
     timeout_ms = int(config.timeout_s * 1000)
+    request_ms = min(timeout_ms, int(REQUEST_TIMEOUT_S * 1000))
     options: dict[str, Any] = {
         "bootstrap_servers": list(config.servers),
         "client_id": "adloop",
         "security_protocol": config.security_protocol,
         "bootstrap_timeout_ms": timeout_ms,
-        "request_timeout_ms": min(timeout_ms, 10_000),
+        "request_timeout_ms": request_ms,
         "reconnect_backoff_max_ms": RECONNECT_MS,
     }
     if config.sasl_mechanism is not None:

@@ -17,6 +17,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
+import msgspec
+
 from optimizer.maths.attribution import EXTRA_RETENTION_MS, GRACE_MS
 from optimizer.stream.catch_up import HOLD, hold_of, take_over
 from optimizer.stream.event_time import NONE, EventTime
@@ -29,6 +31,7 @@ TIMERS_PER_STEP: Final = 1_000  # so that a step's transaction stays bounded
 MOST_AHEAD: Final = 20_000  # events kept back for their decisions
 PUBLISH_BYTES: Final = 8 * 1024 * 1024  # published at once; the rest of an outbox follows
 PUBLISH_RECORDS: Final = 4_000
+NOWHERE: Final = Progress(0, 0, 0, 0)
 
 
 class Rules(NamedTuple):
@@ -70,6 +73,8 @@ class PartitionJoiner:
         self._sources = {topic: log.topic_name(topic) for topic in ("decisions", "events")}
         self._publisher: Publisher | None = None
         self._unsure = False  # whether the last append reached the log
+        self._progress = NOWHERE
+        self._published_to = 0  # the row of the outbox
         self._store = StateStore(folder, {**identity, "partition": str(partition)}, durable)
         try:
             self.restore()
@@ -128,8 +133,10 @@ class PartitionJoiner:
     def restore(self) -> None:
         """Everything in memory, from what was last committed: at the start, and after an error.
 
-        A publisher that failed does not know whether its records are in the log: a new one reads it there."""
+        A publisher that failed does not know whether its records are in the log: a new one reads it there. What another
+        one has published is not published again, however often a full disk makes this happen."""
         self._store.rollback()
+        published = self._publisher is not None and not self._unsure
         if self._publisher is not None and self._unsure:
             self._publisher.close()
             self._publisher = None
@@ -138,12 +145,17 @@ class PartitionJoiner:
             take_over(self._log, self.partition, self._store, self._sources)
         self._unsure = False
         self._store.load()
-        self._progress = self._store.progress() or Progress(0, 0, 0, 0)
+        progress = self._store.progress() or NOWHERE
+        if published:
+            outcomes, quarantine = self._progress.outcomes, self._progress.quarantine
+            progress = msgspec.structs.replace(progress, outcomes=outcomes, quarantine=quarantine)
+        else:
+            self._published_to = 0
+        self._progress = progress
         self._read = self._progress.decisions, self._progress.events
         self._ahead: list[Record] = []
         self._decisions_to = 0  # the log's timestamp of the last decision read
         self._hold = hold_of(self._store)
-        progress = self._progress
         self._time = EventTime(
             progress.event_time, progress.largest_decision, progress.largest_event, self._hold is not None
         )
@@ -157,10 +169,9 @@ class PartitionJoiner:
             self._rules.extra_retention_ms,
             bool(self._store.published_ids(1)),
         )
-        self._outbox: list[Append] = self._store.outbox()
+        self._outbox: list[Append] = self._store.outbox(self._published_to)
         self._outbox_to = self._store.last_outbox()
         self._begun = 0  # how many records of the outbox the log has been handed
-        self._published_to = 0
         self._published: deque[int] = deque()
         self._more_timers = True
 

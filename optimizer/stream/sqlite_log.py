@@ -128,6 +128,13 @@ class SqliteLog:
     def publisher(self, partition: int) -> SqlitePublisher:
         """Take the right to publish a partition: its epoch rises by one, and only the newest may append."""
         self._check(TopicPartition("outcomes", partition))
+        try:
+            epoch = self._next_epoch(partition)
+        except sqlite3.OperationalError as error:
+            raise OSError(f"log {self.path}: can't be written ({error}); free some space") from error
+        return SqlitePublisher(self, partition, epoch)
+
+    def _next_epoch(self, partition: int) -> int:
         with self._commit_lock, _transaction(self._writer):
             # Here and not in `_create`: logs that were made before there were publishers have no such table.
             self._writer.execute(
@@ -136,8 +143,7 @@ class SqliteLog:
             self._writer.execute(
                 "INSERT INTO fences VALUES (?, 1) ON CONFLICT DO UPDATE SET epoch = epoch + 1", (partition,)
             )
-            epoch = _epoch(self._writer, partition)
-        return SqlitePublisher(self, partition, epoch)
+            return _epoch(self._writer, partition)
 
     def append_fenced(self, records: Sequence[Append], partition: int, epoch: int) -> list[tuple[int, int]]:
         """`append`, if `epoch` is still the partition's newest; else Fenced, and nothing is written."""

@@ -31,6 +31,7 @@ NEVER: Final = 2**62
 NONE: Final = -1
 CACHE_KIB: Final = 16 * 1024  # of SQLite's page cache: the newest generations, whatever is open
 CHECKPOINT_PAGES: Final = 4 * 1024  # of the write-ahead log (32 MiB): a page written many times is copied once
+_DISK: Final = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR)
 _WAIT_BITS: Final = 22
 _FEW_WAITS: Final = 1 << 19  # so many waiting events later, the bits of those that wait no more are cleared
 
@@ -48,6 +49,11 @@ CREATE TABLE published (decision_id TEXT PRIMARY KEY, revision INTEGER NOT NULL,
     content BLOB NOT NULL) WITHOUT ROWID;
 CREATE TABLE refused (topic TEXT, offset INTEGER, reason TEXT NOT NULL, PRIMARY KEY (topic, offset)) WITHOUT ROWID;
 """
+
+
+def refused(folder: Path, error: sqlite3.Error) -> OSError:
+    """The error of a state that the disk does not take for now: a full disk, as a rule."""
+    return OSError(f"state {folder}: can't be written ({error}); nothing is lost: free some space, and work goes on")
 
 
 class Held(Struct, frozen=True, array_like=True, gc=False):
@@ -139,7 +145,8 @@ class StateStore:
     """The state of one partition, in `folder`. `identity` says whose it is (the log's id, the partition and their
     number). `durable` False leaves flushing to the operating system: for simulations whose log does so too.
 
-    Raises ConfigError where the state belongs to another log or partition count, or can't be used.
+    Raises ConfigError where the state belongs to another log or partition count, or can't be used; OSError where the
+    disk is full.
     """
 
     def __init__(self, folder: Path, identity: Mapping[str, str], durable: bool = True) -> None:
@@ -163,6 +170,8 @@ class StateStore:
             self._open({"format": FORMAT, **identity})
         except sqlite3.DatabaseError as error:
             self._db.close()
+            if error.sqlite_errorcode & 0xFF in _DISK:
+                raise refused(folder, error) from error
             raise ConfigError(f"state {folder}: joiner.db is unusable ({error}); delete it to rebuild") from error
         except ConfigError:
             self._db.close()
@@ -253,9 +262,10 @@ class StateStore:
         """How many events wait for their decision."""
         return int(self._db.execute("SELECT count(*) FROM waiting").fetchone()[0])
 
-    def outbox(self) -> list[Append]:
-        """Records that may not have been published yet, oldest first: what one step made, or a little more."""
-        rows = self._db.execute("SELECT body FROM outbox ORDER BY seq").fetchall()
+    def outbox(self, after: int = 0) -> list[Append]:
+        """Records that may not have been published yet, oldest first: what one step made, or a little more; only those
+        of rows behind `after`."""
+        rows = self._db.execute("SELECT body FROM outbox WHERE seq > ? ORDER BY seq", (after,)).fetchall()
         return [Append(*record) for (body,) in rows for record in _outbox.decode(body)]
 
     def published(self, decision_id: str) -> Published | None:

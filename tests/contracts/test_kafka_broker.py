@@ -6,8 +6,9 @@ import gc
 import logging
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 from kafka import KafkaAdminClient
@@ -19,7 +20,7 @@ from optimizer.stream.kafka_client import make_client
 from optimizer.stream.kafka_log import KafkaLog
 from optimizer.stream.kafka_reader import KafkaReader
 from optimizer.stream.kafka_url import parse_kafka_url
-from optimizer.stream.log import Append, EventLog, LogReader, Record, TopicPartition, whole
+from optimizer.stream.log import Append, EventLog, LogReader, Publisher, Record, TopicPartition, whole
 from optimizer.stream.open import open_log
 from simulators.cli import main as adloop
 from tests.contracts.log_suite import read
@@ -27,6 +28,7 @@ from tests.kafka_rig import PASSWORD, USER, new_prefix, running_broker, url
 
 # kafka-python leaves the sockets of refused connections to the garbage collector.
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed <s:ResourceWarning")
+T = TypeVar("T")
 both_clients = pytest.mark.parametrize("client", ["kafka-python", "confluent"])
 
 
@@ -175,6 +177,8 @@ def test_a_changed_partition_count_refuses_to_start_and_names_the_way_out(broker
     log.close()
     with KafkaAdminClient(bootstrap_servers=broker.bootstrap) as admin:
         admin.create_partitions({f"{prefix}events": 3})
+        while len(admin.describe_topics([f"{prefix}events"])[0]["partitions"]) < 3:
+            time.sleep(0.05)
     with pytest.raises(ConfigError, match="expected equal counts"):
         opened(url(broker, prefix, client))
 
@@ -320,15 +324,36 @@ def test_a_broker_that_stays_away_is_an_error_in_bounded_time(tmp_path: Path, cl
             publisher.append([Append("quarantine", "k", b"x")])
         publisher.close()
         broker.start()
-        again = log.publisher(0)
-        again.append([Append("quarantine", "k", b"y")])
-        log.append(numbered(2, 3))
+        again = persist(lambda: taken(log, Append("quarantine", "k", b"y")))
+        persist(lambda: log.append(numbered(2, 3)))
         # Whether the refused append's record came after all is not known; here it can only have come before.
         assert read_until(reader, 1)
         assert read(log, "policies")[-1].value == b"2"
         assert read(log, "quarantine")[-1].value == b"y"
         for part in (reader, again, log):
             part.close()
+
+
+def taken(log: KafkaLog, record: Append) -> Publisher:
+    """A publisher that has published `record`."""
+    publisher = log.publisher(0)
+    try:
+        publisher.append([record])
+    except OSError:
+        publisher.close()
+        raise
+    return publisher
+
+
+def persist(ask: Callable[[], T], within_s: float = 60.0) -> T:
+    """Ask until there is an answer, as a role does: on a slow machine a broker that has just started takes its time."""
+    deadline = time.monotonic() + within_s
+    while True:
+        try:
+            return ask()
+        except OSError:
+            if time.monotonic() > deadline:
+                raise
 
 
 def _drain(reader: LogReader) -> None:
