@@ -24,6 +24,7 @@ from optimizer.stream.catch_up import HOLD, hold_of, take_over
 from optimizer.stream.event_time import NONE, EventTime
 from optimizer.stream.ledger import Ledger
 from optimizer.stream.log import Append, EventLog, Publisher, Record
+from optimizer.stream.placement import check_placement
 from optimizer.stream.state import Progress, Saved, StateStore
 from optimizer.stream.tokens import TokenKeys
 
@@ -77,6 +78,8 @@ class PartitionJoiner:
         self._published_to = 0  # the row of the outbox
         self._store = StateStore(folder, {**identity, "partition": str(partition)}, durable)
         try:
+            if self._store.progress() is None:
+                check_placement(log, partition)
             self.restore()
         except BaseException:
             self.close()

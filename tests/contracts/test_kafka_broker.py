@@ -15,7 +15,9 @@ from kafka import KafkaAdminClient
 from kafka.structs import TopicPartition as KafkaPlace
 
 from deploy.kafka.broker import Broker
+from optimizer.clock import SystemClock
 from optimizer.errors import AdloopError, ConfigError, LogTruncated
+from optimizer.stream.joiner import Joiner
 from optimizer.stream.kafka_client import make_client
 from optimizer.stream.kafka_log import KafkaLog
 from optimizer.stream.kafka_reader import KafkaReader
@@ -25,6 +27,7 @@ from optimizer.stream.open import open_log
 from simulators.cli import main as adloop
 from tests.contracts.log_suite import read
 from tests.kafka_rig import PASSWORD, USER, new_prefix, running_broker, url
+from tests.stream_rig import KEYS
 
 # kafka-python leaves the sockets of refused connections to the garbage collector.
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed <s:ResourceWarning")
@@ -181,6 +184,27 @@ def test_a_changed_partition_count_refuses_to_start_and_names_the_way_out(broker
             time.sleep(0.05)
     with pytest.raises(ConfigError, match="expected equal counts"):
         opened(url(broker, prefix, client))
+
+
+def test_a_partition_count_that_was_changed_before_there_was_any_state_is_seen(broker: Broker, tmp_path: Path) -> None:
+    prefix = new_prefix()
+    log = opened(url(broker, prefix, partitions=2))
+    log.append([Append(topic, f"d{i}", b"{}") for i in range(40) for topic in ("decisions", "events")])
+    Joiner(log, tmp_path / "before", KEYS, SystemClock()).close()
+    log.close()
+    topics = [prefix + topic for topic in ("decisions", "events", "outcomes")]
+    with KafkaAdminClient(bootstrap_servers=broker.bootstrap) as admin:
+        admin.create_partitions(dict.fromkeys(topics, 3))
+        while any(len(topic["partitions"]) < 3 for topic in admin.describe_topics(topics)):
+            time.sleep(0.05)
+    log = opened(url(broker, prefix))
+    with pytest.raises(
+        ConfigError, match=r"do not belong there .*of 3\): the count was changed .*under another prefix"
+    ):
+        Joiner(log, tmp_path / "after", KEYS, SystemClock())
+    with pytest.raises(ConfigError, match="belongs to another log"):
+        Joiner(log, tmp_path / "before", KEYS, SystemClock())
+    log.close()
 
 
 def test_topics_that_producers_made_first_are_taken_as_they_are(
