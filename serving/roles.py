@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -99,13 +98,6 @@ class _Told:
         if what and what.split(",")[0] != self._stage:
             self._stage = what.split(",")[0]
             logger.info("tiny language model: %s", what)
-
-
-def share_processor() -> None:
-    """Leave a core to the requests: the calling thread's tensor work takes all but one."""
-    import torch
-
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) - 1))
 
 
 class Writer:
@@ -214,6 +206,7 @@ def make_generator(log: EventLog, opened: LearningOnce, clock: Clock, seed: int,
     """The generator over the data folder's model. Raises ConfigError."""
     learning = opened.get()
     with LOADING:
+        from optimizer.learning.run import share_processor
         from serving.generator import Generator
 
         share_processor()
@@ -226,5 +219,7 @@ def make_learner(log: EventLog, opened: LearningOnce, clock: Clock) -> Steps:
     """The learner over the data folder's model. Raises ConfigError."""
     learning = opened.get()
     with LOADING:
+        from optimizer.learning.run import share_processor
+
         share_processor()
         return learning.learner(log, clock)

@@ -57,10 +57,11 @@ def main_learn(argv: Sequence[str]) -> int:
     try:
         with closing(open_log(args.log)) as log:
             from optimizer.learning.learner import LearnerConfig
-            from optimizer.learning.run import open_learning
+            from optimizer.learning.run import open_learning, share_processor
 
             with shown:
                 learning = open_learning(args.data, args.model, told)
+            share_processor()
             learner = learning.learner(log, SystemClock(), LearnerConfig(kl_budget=args.kl_budget))
             print("learning; Ctrl-C stops", file=sys.stderr, flush=True)
             step_until(stopping, learner.step)

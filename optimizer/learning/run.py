@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
+
+import torch
 
 from optimizer.clock import Clock
 from optimizer.errors import FieldError
@@ -58,3 +61,9 @@ def open_learning(
     return Learning(
         data, settle_base(data, model, progress or (lambda *_: None), config), PolicyStore(data / "policies")
     )
+
+
+def share_processor() -> None:
+    """Leave a core to the requests: this process's tensor work takes all but one. On two cores learner and generator,
+    each with two threads, would wait for each other's."""
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) - 1))
