@@ -129,8 +129,12 @@ class Candidate(Struct, frozen=True):
 
 
 class Decode(Struct, frozen=True):
-    """The sampling distribution's parameters (maths/decoding.py:Truncation); `top_k` 0, `top_p` 1 and `min_p` 0 switch
-    the truncation off."""
+    """How the sampling distribution is made from a model's logits (maths/decoding.py).
+
+    `temperature` > 0 divides them. `top_k` keeps the k likeliest tokens (0: all). `top_p`: of those, the smallest set
+    of likeliest tokens whose mass reaches it (Holtzman et al. 2020, section 3.1; 1: all). `min_p`: tokens at least that
+    share as likely as the likeliest (Nguyen et al. 2024, arXiv 2407.01082, section 3; 0: all); the only cut that needs
+    no sorting."""
 
     temperature: float = 1.0
     top_k: int = 0

@@ -19,7 +19,7 @@ from transformers import DynamicCache
 
 from optimizer.learning.prompt import Prompt
 from optimizer.learning.tokenizer import TextCodec
-from optimizer.maths.decoding import Truncation, draw_tokens
+from optimizer.maths.decoding import draw_tokens
 from optimizer.maths.positions import drawn_log_probs, reference_log_probs, score_positions
 from optimizer.types import Decode
 
@@ -189,7 +189,7 @@ class LanguagePolicy:
         """Sample one line for every row, until each has ended or has `limit` tokens.
 
         `repeat`: rows come in runs of `repeat` equal ones, so that each run's prompt is read once."""
-        count, truncation = len(rows), truncation_of(decode)
+        count = len(rows)
         ids, mask = self._left_padded(rows[::repeat])
         # The last prompt token is fed with the first sampling step, so that every step has the same shape.
         cache = DynamicCache(config=self._config)
@@ -211,7 +211,7 @@ class LanguagePolicy:
             if cancelled():
                 raise Cancelled
             hidden = self._body(token, mask, position, cache)[:, -1]
-            token, logs = draw_tokens(self._head(hidden), truncation, self._barred, generator)
+            token, logs = draw_tokens(self._head(hidden), decode, self._barred, generator)
             hidden_sum.index_add_(0, which, hidden.float() * open_[:, None])
             drawn = zip(which.tolist(), token[:, 0].tolist(), logs.tolist(), open_.tolist(), strict=True)
             for at, drawn_id, log, still in drawn:
@@ -289,7 +289,7 @@ class LanguagePolicy:
             anchor = reference_log_probs(first, decode.temperature, self._barred)
         logits = self._position_logits(packed, reference=False)
         # Divergence and entropy are those of the whole distribution: truncated ones need not overlap.
-        log_prob, kl, entropy = score_positions(logits, anchor, packed.targets, truncation_of(decode), self._barred)
+        log_prob, kl, entropy = score_positions(logits, anchor, packed.targets, decode, self._barred)
         per_row = torch.bincount(packed.row, minlength=len(prompts)).clamp(min=1)
 
         def summed(values: Tensor) -> Tensor:
@@ -393,11 +393,6 @@ def fits_in(codec: TextCodec, prompt: Prompt, limit: int) -> bool:
     """Whether a prompt fits in `limit` tokens, and its slots' names with 8 tokens of text each in as many again."""
     slots = sum(len(codec.encode(f"{slot.name}:")) + LEAST_SLOT_TOKENS for slot in prompt.slots)
     return len(codec.encode(prompt.text)) <= limit and slots <= limit
-
-
-def truncation_of(decode: Decode) -> Truncation:
-    """The pool's decode parameters as the mathematics takes them."""
-    return Truncation(decode.temperature, decode.top_k, decode.top_p, decode.min_p)
 
 
 def embedding_of(candidate_embedding: str) -> np.ndarray:

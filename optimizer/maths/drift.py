@@ -13,8 +13,9 @@ class DriftWatch:
     Each batch adds the log-likelihood ratio of two Poisson rates: `fall` times what was expected against what was
     expected (scaled by `usual`, the running ratio of observed to expected: whoever shows the texts that look best
     expects too much of them, and that is no change of the world). The sum never falls under zero; where it reaches
-    `threshold` nats, the alarm is raised. Under no change a batch-wise false alarm has a probability of about
-    exp(-threshold) (Lorden 1971)."""
+    `threshold` nats, the alarm is raised. Were `usual` known and the clicks Poisson, false alarms would be at least
+    exp(threshold) batches apart on average (Lorden 1971, Annals of Mathematical Statistics 42); it is estimated
+    here, so that is a guide, no guarantee."""
 
     fall: float = 0.7
     threshold: float = 15.0

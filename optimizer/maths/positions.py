@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from optimizer.maths.decoding import Truncation, least_kept
+from optimizer.maths.decoding import least_kept
+from optimizer.types import Decode
 
 BLOCK = 128
 # Stands in for -inf where differences are taken: its probability is 0 all the same.
@@ -49,9 +50,7 @@ def drawn_log_probs(logits: Tensor, targets: Tensor, temperature: float, barred:
     return out
 
 
-def score_positions(
-    logits: Tensor, anchor: Tensor, targets: Tensor, truncation: Truncation, barred: Tensor
-) -> Positions:
+def score_positions(logits: Tensor, anchor: Tensor, targets: Tensor, decode: Decode, barred: Tensor) -> Positions:
     """Log-probability, divergence and entropy at each position.
 
     Args:
@@ -62,7 +61,7 @@ def score_positions(
     """
     if logits.shape != anchor.shape or targets.shape != logits.shape[:1] or barred.shape != logits.shape[1:]:
         raise ValueError(f"shapes differ: {logits.shape}, {anchor.shape}, {targets.shape}, {barred.shape}")
-    return Positions(*_Score.apply(logits, anchor, targets, truncation, barred))
+    return Positions(*_Score.apply(logits, anchor, targets, decode, barred))
 
 
 def _scaled(logits: Tensor, temperature: float, barred: Tensor) -> Tensor:
@@ -72,16 +71,16 @@ def _scaled(logits: Tensor, temperature: float, barred: Tensor) -> Tensor:
 class _Score(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, logits: Tensor, anchor: Tensor, targets: Tensor, truncation: Truncation, barred: Tensor
+        ctx: Any, logits: Tensor, anchor: Tensor, targets: Tensor, decode: Decode, barred: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         count = len(logits)
         log_prob, kl, entropy = torch.empty(3, count, dtype=torch.float32, device=logits.device)
         normal, least, mass = torch.empty(3, count, 1, dtype=torch.float32, device=logits.device)
         for start in range(0, count, BLOCK):
             at = slice(start, start + BLOCK)
-            z = _scaled(logits[at], truncation.temperature, barred)
+            z = _scaled(logits[at], decode.temperature, barred)
             normal[at] = z.logsumexp(-1, keepdim=True)
-            least[at] = least_kept(z, truncation)
+            least[at] = least_kept(z, decode)
             kept = z >= least[at]
             z -= normal[at]
             p = z.exp()
@@ -92,7 +91,7 @@ class _Score(torch.autograd.Function):
             entropy[at] = -torch.linalg.vecdot(p, z)
             kl[at] = torch.linalg.vecdot(p, z - anchor[at])
         ctx.save_for_backward(logits, anchor, targets, barred, normal, least, mass, kl)
-        ctx.temperature = truncation.temperature
+        ctx.temperature = decode.temperature
         ctx.mark_non_differentiable(entropy)
         return log_prob, kl, entropy
 

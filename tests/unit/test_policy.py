@@ -13,7 +13,7 @@ from optimizer.learning import base as base_module
 from optimizer.learning.base import load_policy
 from optimizer.learning.policy import Cancelled, LanguagePolicy, Sample, embedding_of
 from optimizer.learning.prompt import Prompt, build_prompt
-from optimizer.maths.decoding import Truncation, decoding_log_probs
+from optimizer.maths.decoding import decoding_log_probs
 from optimizer.types import Decode, Product, Slot
 from tests.learning_rig import campaign, settle
 
@@ -96,7 +96,7 @@ def test_score_agrees_with_one_forward_pass_by_hand(tiny: LanguagePolicy) -> Non
             ids.append(token)
     with torch.no_grad():
         logits = tiny.model(input_ids=torch.tensor([ids])).logits[0]
-        logs = decoding_log_probs(logits, Truncation(0.8, 0, 1.0), tiny.codec.forbidden(tiny.vocab_size))
+        logs = decoding_log_probs(logits, Decode(0.8, 0, 1.0), tiny.codec.forbidden(tiny.vocab_size))
         scored = tiny.score([prompt], [sample.token_ids], decode)
     by_hand = sum(float(logs[position, token]) for position, token in wanted)
     assert float(scored.log_prob[0]) == pytest.approx(by_hand, abs=1e-4)
@@ -121,7 +121,7 @@ def test_kl_is_zero_at_the_reference_and_the_exact_divergence_away_from_it(
     with torch.no_grad():
         p, q = (
             decoding_log_probs(
-                model(input_ids=torch.tensor([ids])).logits[0, start - 1 : -1], Truncation(1.0, 0, 1.0), barred
+                model(input_ids=torch.tensor([ids])).logits[0, start - 1 : -1], Decode(1.0, 0, 1.0), barred
             )
             for model in (policy.model, reference.model)
         )
@@ -158,7 +158,7 @@ def test_sampling_frequencies_match_the_probabilities(llama: LanguagePolicy) -> 
     with torch.no_grad():
         logits = llama.model(input_ids=torch.tensor([ids])).logits[0, -1]
         exact = (
-            decoding_log_probs(logits, Truncation(0.6, 40, 1.0), llama.codec.forbidden(llama.vocab_size))
+            decoding_log_probs(logits, Decode(0.6, 40, 1.0), llama.codec.forbidden(llama.vocab_size))
             .exp()
             .double()
             .numpy()
@@ -212,7 +212,7 @@ def test_special_tokens_in_campaign_text_are_spelled_out(tiny: LanguagePolicy) -
 
 def test_what_is_never_sampled_has_no_probability(llama: LanguagePolicy) -> None:
     barred = llama.codec.forbidden(llama.vocab_size)
-    logs = decoding_log_probs(torch.zeros(llama.vocab_size), Truncation(1.0, 0, 1.0), barred)
+    logs = decoding_log_probs(torch.zeros(llama.vocab_size), Decode(1.0, 0, 1.0), barred)
     assert torch.isinf(logs[barred]).all()
     assert float(logs.exp().sum()) == pytest.approx(1.0, abs=1e-5)
 
