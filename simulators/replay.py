@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -84,6 +85,14 @@ class Played:
     seconds: float
 
 
+class Difference(NamedTuple):
+    """A difference of captured shares and its 95 % interval over groups, None below two groups."""
+
+    value: float
+    low: float | None
+    high: float | None
+
+
 def play(
     peer: Peer, arena: Arena, horizons: Sequence[int] = HORIZONS, progress: Progress = lambda done, of: None
 ) -> Played:
@@ -126,3 +135,13 @@ def captured(played: Played, arena: Arena) -> dict[str, float]:
 def captured_intervals(played: Played, arena: Arena) -> dict[str, tuple[float, float] | None]:
     """95 % interval of each captured share over groups."""
     return {str(h): captured_interval(earned, h * arena.uniform, h * arena.best) for h, earned in played.earned.items()}
+
+
+def differences(one: Played, other: Played, arena: Arena) -> dict[str, Difference]:
+    """By how much `one` captured more than `other`, paired group by group: what both have in common drops out."""
+    found = {}
+    for h, earned in one.earned.items():
+        more, none, gap = earned - other.earned[h], np.zeros(len(earned)), h * (arena.best - arena.uniform)
+        interval = captured_interval(more, none, gap)
+        found[str(h)] = Difference(captured_share(more, none, gap), *((None, None) if interval is None else interval))
+    return found

@@ -10,6 +10,7 @@ import time
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from optimizer.errors import BadInput, FieldError
 from simulators.command import answer, execute, positive, whole
 from simulators.peers import PEERS
 from simulators.progress import Bars, Report
-from simulators.replay import HORIZONS, Arena, Played, captured, captured_intervals, merged, play
+from simulators.replay import HORIZONS, Arena, Floats, Played, captured, captured_intervals, differences, merged, play
 from simulators.upworthy import (
     REFERENCE_RELATIVE_VARIANCE,
     HeadlineGroup,
@@ -30,14 +31,16 @@ from simulators.upworthy import (
 )
 from simulators.workers import one_thread, run_jobs
 
-SHARD_GROUPS = 36  # groups that one running system serves; the shards share nothing
+# Systems that share the groups, a process each. Their number shows in the figures a little (what one group teaches
+# about words helps the others of its system), so it does not follow the cores.
+SHARDS = 2
 DEFAULT_GROUPS = 144
 SAMPLE_STREAM = 0x5A11
 
 
 @dataclass(frozen=True)
 class Sample:
-    """The groups that are played, their number in the file, and how many there are in all."""
+    """The groups that are played, the number of each among all that could be, and how many those are."""
 
     groups: tuple[HeadlineGroup, ...]
     numbers: tuple[int, ...]
@@ -45,12 +48,37 @@ class Sample:
 
 
 @dataclass(frozen=True)
-class Shard:
-    """What one process plays: the sample's groups `rows`, one system of its own."""
+class Split:
+    """Groups whose tests are over when the play begins (`past`), and those of `week` or later that can be played."""
 
-    number: int
+    past: tuple[HeadlineGroup, ...]
+    later: tuple[HeadlineGroup, ...]
+    week: int
+
+
+@dataclass(frozen=True)
+class Shard:
+    """What one process plays: some of the sample's groups, in one system of its own, taught by `past` tests;
+    `direct` leaves out its log."""
+
     groups: tuple[HeadlineGroup, ...]
     arena: Arena
+    past: tuple[HeadlineGroup, ...]
+    direct: bool
+
+
+def split_by_week(groups: Sequence[HeadlineGroup], week: int | None) -> Split:
+    """The groups that were tested before `week` (YYYYWW), and the others. None: the first week that has at least half
+    of all groups before it, so that a file of a single week has nothing but later groups."""
+    if week is None:
+        weeks = sorted(group.week for group in groups)
+        middle = weeks[(len(weeks) - 1) // 2]
+        week = next((one for one in weeks if one > middle), weeks[0])
+    return Split(
+        tuple(group for group in groups if group.week < week),
+        tuple(group for group in groups if group.week >= week),
+        week,
+    )
 
 
 def sample_groups(groups: Sequence[HeadlineGroup], wanted: int | None, seed: int) -> Sample:
@@ -64,10 +92,13 @@ def sample_groups(groups: Sequence[HeadlineGroup], wanted: int | None, seed: int
 def play_shard(shard: Shard, folder: Path, report: Report) -> Played:
     """Adloop's play over one shard, in an empty folder."""
     # Imported here: it brings torch, which the peers and the command's help do without.
-    from simulators.replay_adloop import AdloopPeer
+    from simulators.replay_adloop import AdloopPeer, DirectPeer
 
     one_thread()
-    with closing(AdloopPeer(shard.groups, folder, shard.arena.seed)) as peer:
+    seed = shard.arena.seed
+    if shard.direct:
+        return play(DirectPeer(shard.groups, seed, shard.past), shard.arena, HORIZONS, report)
+    with closing(AdloopPeer(shard.groups, folder, seed, shard.past)) as peer:
         return play(peer, shard.arena, HORIZONS, report)
 
 
@@ -86,26 +117,36 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         )
     estimate = file_relative_variance(grouped.groups)
     tau2 = estimate if options.relative_variance is None else options.relative_variance
-    sample = sample_groups(grouped.groups, options.groups, options.seed)
+    split = _split(grouped.groups, options)
+    sample = sample_groups(split.later, options.groups, options.seed)
     rates = [group_rates(group, tau2) for group in sample.groups]
     arena = Arena.of(rates, options.seed, sample.numbers)
     _say(
         f"{options.data.name}: {len(grouped.groups)} groups of {grouped.arms} headlines; {grouped.dropped_rows} rows "
         f"of the weeks of broken randomisation left out; relative variance {tau2:.4f} (this file's own: {estimate:.4f})"
     )
+    if split.past:
+        _say(f"{len(split.past)} groups of the weeks before {split.week} teach adloop's critic, by their counts")
     if len(sample.groups) < sample.of:
-        _say(f"a sample of {len(sample.groups)} of {sample.of} groups; --groups all plays all of them")
+        _say(f"a sample of {len(sample.groups)} of the {sample.of} later groups; --groups all plays all of them")
     with Bars() as bars:
         played = [play(peer(arena.arms), arena, HORIZONS, bars.bar(peer.name)) for peer in PEERS]
-        shards = _shards(sample, rates, options.seed)
+        shards = _shards(sample, rates, split.past, options)
         played.append(merged(run_jobs(play_shard, shards, options.processes, bars.bar("adloop"))))
+    adloop, thompson = played[-1], next(one for one in played if one.name == "thompson")
     return {
         "groups": len(sample.groups),
         "arms": int(arena.arms.sum()),
         "captured": {one.name: captured(one, arena) for one in played},
         "intervals": {one.name: captured_intervals(one, arena) for one in played},
+        "differences": {
+            "adloop - thompson": {h: one._asdict() for h, one in differences(adloop, thompson, arena).items()}
+        },
         "kind": "simulation from real arm rates",
-        "groups_in_file": sample.of,
+        "through": "critic and selector" if options.direct else "serving, log, joiner, critic",
+        "groups_in_file": len(grouped.groups),
+        "taught_groups": len(split.past),
+        "played_from_week": split.week,
         "relative_variance": tau2,
         "seed": options.seed,
         "seconds": round(time.perf_counter() - begun, 1),
@@ -139,11 +180,17 @@ def show(figures: dict[str, Any]) -> str:
             around = "" if interval is None else f"  [{interval[0]:.3f}, {interval[1]:.3f}]"
             cells.append(f"{share:.3f}{around}")
         table.add_row(name, *cells)
+    for name, by_horizon in figures["differences"].items():
+        table.add_row(name, *(_signed(**one) for one in by_horizon.values()))
     console = Console(width=110)
     with console.capture() as capture:
         console.print(table)
         console.print("A simulation from real arm rates; 95 % intervals over groups. The same draws for every policy.")
     return capture.get()
+
+
+def _signed(value: float, low: float | None, high: float | None) -> str:
+    return f"{value:+.3f}" if low is None else f"{value:+.3f}  [{low:+.3f}, {high:+.3f}]"
 
 
 def _add_options(parser: argparse.ArgumentParser) -> None:
@@ -155,6 +202,19 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         default=DEFAULT_GROUPS,
         metavar="N|all",
         help=f"groups played (default: {DEFAULT_GROUPS})",
+    )
+    parser.add_argument(
+        "--play-from",
+        type=_week,
+        default=None,
+        metavar="YYYYWW|first",
+        help="groups of this week and later are played, earlier ones teach the critic; first: all are played, none "
+        "teaches (default: the week in the middle)",
+    )
+    parser.add_argument(
+        "--direct",
+        action="store_true",
+        help="leave out serving, log and joiner: the same critic and selector, many times faster",
     )
     parser.add_argument("--keep-broken-weeks", action="store_true", help="keep weeks 201325 to 201401: not causal")
     parser.add_argument(
@@ -170,12 +230,28 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _shards(sample: Sample, rates: Sequence[np.ndarray[Any, np.dtype[np.float64]]], seed: int) -> list[Shard]:
+def _split(groups: Sequence[HeadlineGroup], options: argparse.Namespace) -> Split:
+    split = split_by_week(groups, options.play_from)
+    if not split.later:
+        raise BadInput(
+            FieldError(
+                "--play-from",
+                f"{split.week}, and no group of that week or later in {options.data}",
+                f"at most {max(group.week for group in groups)}",
+                "give an earlier week",
+            )
+        )
+    return split
+
+
+def _shards(
+    sample: Sample, rates: Sequence[Floats], past: tuple[HeadlineGroup, ...], options: argparse.Namespace
+) -> list[Shard]:
+    bounds = np.linspace(0, len(sample.groups), min(SHARDS, len(sample.groups)) + 1).astype(int)
     shards: list[Shard] = []
-    for start in range(0, len(sample.groups), SHARD_GROUPS):
-        some = slice(start, start + SHARD_GROUPS)
-        arena = Arena.of(rates[some], seed, sample.numbers[some])
-        shards.append(Shard(len(shards), sample.groups[some], arena))
+    for some in (slice(start, end) for start, end in pairwise(bounds.tolist())):
+        arena = Arena.of(rates[some], options.seed, sample.numbers[some])
+        shards.append(Shard(sample.groups[some], arena, past, options.direct))
     return shards
 
 
@@ -185,6 +261,15 @@ def _say(text: str) -> None:
 
 def _groups(text: str) -> int | None:
     return None if text == "all" else positive(text)
+
+
+def _week(text: str) -> int:
+    if text == "first":
+        return 0
+    week = int(text)
+    if not (2000 <= week // 100 <= 2100 and 0 <= week % 100 <= 53):
+        raise argparse.ArgumentTypeError(f"got {text}, expected YYYYWW, a year and its week, or the word first")
+    return week
 
 
 def _variance(text: str) -> float | None:

@@ -48,13 +48,15 @@ class TestArm:
 
 @dataclass(frozen=True)
 class HeadlineGroup:
-    """Two or more headlines that were tested against each other under one image; one count per headline."""
+    """Two or more headlines that were tested against each other under one image; one count per headline. `week`: the
+    first, YYYYWW."""
 
     test_id: str
     eyecatcher_id: str
     headlines: tuple[str, ...]
     impressions: tuple[int, ...]
     clicks: tuple[int, ...]
+    week: int
 
 
 @dataclass(frozen=True)
@@ -92,10 +94,13 @@ def text_groups(arms: Sequence[TestArm], keep_broken_weeks: bool = False) -> Gro
     arms. Order is that of first appearance."""
     kept = [arm for arm in arms if keep_broken_weeks or arm.week not in BROKEN_WEEKS]
     groups: dict[tuple[str, str], dict[str, tuple[int, int]]] = {}
+    weeks: dict[tuple[str, str], int] = {}
     for arm in kept:
         if arm.impressions == 0:
             continue
-        headlines = groups.setdefault((arm.test_id, arm.eyecatcher_id), {})
+        place = (arm.test_id, arm.eyecatcher_id)
+        weeks[place] = min(arm.week, weeks.get(place, arm.week))
+        headlines = groups.setdefault(place, {})
         shown, clicked = headlines.get(arm.headline, (0, 0))
         headlines[arm.headline] = (shown + arm.impressions, clicked + arm.clicks)
     return Grouped(
@@ -106,6 +111,7 @@ def text_groups(arms: Sequence[TestArm], keep_broken_weeks: bool = False) -> Gro
                 headlines=tuple(headlines),
                 impressions=tuple(shown for shown, _ in headlines.values()),
                 clicks=tuple(clicked for _, clicked in headlines.values()),
+                week=weeks[test_id, eyecatcher_id],
             )
             for (test_id, eyecatcher_id), headlines in groups.items()
             if len(headlines) >= 2

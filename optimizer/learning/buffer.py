@@ -176,6 +176,12 @@ class ReplayBuffer:
             self._evict()
         return True
 
+    def add_counts(self, row: int, shown: int, clicked: int, rng: np.random.Generator) -> None:
+        """Take in decisions known by their number alone, windows over: each head's bootstrap sample of them, as a sum
+        of Poisson(1) weights."""
+        self._clicked[row] += self._unit * rng.poisson(clicked, self.heads)
+        self._settled[row] += self._unit * rng.poisson(shown - clicked, self.heads)
+
     def _count(self, name: str, entry: Entry, sign: float) -> None:
         weight = sign * entry.mass * self.bootstrap(name)
         if entry.click:

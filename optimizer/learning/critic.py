@@ -35,7 +35,7 @@ from optimizer.learning.heads import Heads
 from optimizer.learning.view import CriticView, OutputView
 from optimizer.maths.delay import age_edges, arrival_distribution, still_to_come
 from optimizer.maths.drift import DriftWatch
-from optimizer.types import Campaign, Outcome
+from optimizer.types import Campaign, Outcome, Scalar
 
 Floats = NDArray[np.float32]
 logger = logging.getLogger(__name__)
@@ -48,7 +48,8 @@ class CriticConfig:
     data. `prior`: width of the text features' first prior scales, in units of PRIOR_SCALE. `spread`: by how much
     serving's heads differ from their mean, as a share of what they were trained to; below 1 it explores less than
     Thompson sampling would (posterior reshaping: Chapelle, Li 2011, section 2). `kept_at_drift`: what evidence from
-    before an abrupt change weighs beside what comes after it."""
+    before an abrupt change weighs beside what comes after it. `shared_evidence`: the prior scales are learnt with
+    features that always come together sharing what a text says (heads.py:learn_scales)."""
 
     heads: int = 24
     steps: int = 12
@@ -58,6 +59,7 @@ class CriticConfig:
     first_rate: float = 0.02
     prior: float = 1.0
     spread: float = 0.5
+    shared_evidence: bool = False
     kept_at_drift: float = 0.2
     age_classes: int = 12
     delays_kept: int = 4_000
@@ -97,14 +99,7 @@ class Critic:
     def add(self, outcome: Outcome, campaign: Campaign, slots: Mapping[str, str]) -> bool:
         """Take in an outcome's revision; False where it was known. `slots` is the text that was shown."""
         decision = outcome.decision
-        segment = str(decision.context.get("segment", campaign.segments[0]))
-        names = context_names(decision.context)
-        key = (decision.tenant, decision.campaign_id, segment, decision.variant_id, names)
-        row = self.buffer.row_of(key)
-        if row is None:
-            row = self.buffer.new_row(key)
-            parts, features = encoded(campaign, segment, decision.variant_id, slots)
-            self._write_row(features, context_features(names, parts))
+        row = self._row(campaign, decision.context, decision.variant_id, slots)
         before = self.buffer.entries.get(outcome.decision_id)
         if not self.buffer.add(row, outcome):
             return False
@@ -113,6 +108,35 @@ class Critic:
         if after is not None:
             self._note_delays(before, after, outcome)
         return True
+
+    def add_counts(
+        self,
+        campaign: Campaign,
+        context: Mapping[str, Scalar],
+        variant_id: str,
+        slots: Mapping[str, str],
+        shown: int,
+        clicked: int,
+    ) -> None:
+        """Take in a past test of which only the counts are left: `shown` impressions, `clicked` of them with a click,
+        all windows over. Calls add up. Raises ValueError for counts that can't be."""
+        if not 0 <= clicked <= shown:
+            raise ValueError(
+                f"counts: got {clicked} clicks of {shown} impressions, expected 0 <= clicks <= impressions"
+            )
+        self.buffer.add_counts(self._row(campaign, context, variant_id, slots), shown, clicked, self._rng)
+
+    def _row(self, campaign: Campaign, context: Mapping[str, Scalar], variant_id: str, slots: Mapping[str, str]) -> int:
+        """The buffer's row of this text in this place, made where it is new."""
+        segment = str(context.get("segment", campaign.segments[0]))
+        names = context_names(context)
+        key = (campaign.tenant, campaign.campaign_id, segment, variant_id, names)
+        row = self.buffer.row_of(key)
+        if row is None:
+            row = self.buffer.new_row(key)
+            parts, features = encoded(campaign, segment, variant_id, slots)
+            self._write_row(features, context_features(names, parts))
+        return row
 
     def _write_row(self, *sets: FeatureSet) -> None:
         ids = np.concatenate([features.ids for features in sets])
@@ -190,7 +214,8 @@ class Critic:
         share = np.float32(count / len(chosen))
         norm = click.fit(part, mass[chosen] * share, total[chosen] * share, "logistic", self.config.steps, self._offset)
         rate = expit(x @ click.weights() + self._offset)
-        click.learn_scales(x, np.asarray((mass * rate * (1 - rate)).mean(axis=1), np.float64))
+        information = np.asarray((mass * rate * (1 - rate)).mean(axis=1), np.float64)
+        click.learn_scales(x, information, shared=self.config.shared_evidence)
         self._fit_values(x, mass - totals.clicked, totals.unclicked_extra)
         return norm
 
@@ -200,8 +225,9 @@ class Critic:
         known = self.buffer.take_known()
         if not len(known) or not self._outputs["click"].trained:
             return
-        expected = expit(x[known[:, 0]] @ self._outputs["click"].weights() + self._offset).mean(axis=1).sum()
-        self.drift = self.drift.after(float(known[:, 1].sum()), float(expected))
+        by_head = expit(x[known[:, 0]] @ self._outputs["click"].weights() + self._offset).sum(axis=0)
+        # As few as the heads can make of it: that they do not know a new campaign yet is no change of the world.
+        self.drift = self.drift.after(float(known[:, 1].sum()), float(np.quantile(by_head, 0.1)))
         if self.drift.alarm:
             logger.warning("clicks have fallen far below what was expected: what was learnt before counts less now")
             self.drifts += 1

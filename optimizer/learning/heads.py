@@ -120,15 +120,26 @@ class Heads:
         corrected_v = self._v / (1 - second**self._steps)
         self.u -= self._rate * corrected_m / (np.sqrt(corrected_v) + 0.1)
 
-    def learn_scales(self, x: sparse.csr_matrix, information: NDArray[np.float64], pseudo: float = 20.0) -> None:
+    def learn_scales(
+        self, x: sparse.csr_matrix, information: NDArray[np.float64], pseudo: float = 20.0, shared: bool = False
+    ) -> None:
         """One evidence update of each learnt family's scale.
 
         Args:
           x: csr[R, F].
           information: float[R], each row's Fisher information about its prediction (n p (1 - p) for the logistic link).
           pseudo: features' worth of belief in the first scale.
+          shared: what a row says about one of its weights is blurred by the row's other weights, of which no more than
+            the prior is taken as known: i / (1 + i v), v their prior variance. Without it features that always come
+            together (a variant, its words in its campaign) each count the same information as theirs, and their
+            scales shrink to half of what they are.
         """
-        per_feature = np.asarray(x.T @ information).ravel() * np.square(self.scale[self.families])
+        variance = np.square(self.scale.astype(np.float64))
+        # What is not learnt (the intercepts) many rows share: it is as good as known.
+        blur = np.where(self._learnt & shared, variance, 0.0)
+        others = np.maximum((x @ blur[self.families])[:, None] - blur, 0.0)
+        by_family = x.T @ (information[:, None] / (1.0 + information[:, None] * others))
+        per_feature = by_family[np.arange(len(self.families)), self.families] * variance[self.families]
         determined = per_feature / (1.0 + per_feature)
         mean_square = np.square(self.weights().mean(axis=1, dtype=np.float64))
         count = len(self.scale)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -216,3 +217,46 @@ def test_more_rows_than_a_pass_takes_are_all_learnt_from() -> None:
     )
     assert scores[0] > 0.3
     assert scores[1] < 0.1
+
+
+def test_counts_of_past_tests_teach_what_their_outcomes_would() -> None:
+    made = campaign()
+    by_counts, by_outcomes = Critic(CONFIG), Critic(CONFIG)
+    by_counts.add_counts(made, {}, TEXT.variant_id, TEXT.slots, shown=250, clicked=40)
+    by_counts.add_counts(made, {}, TEXT.variant_id, TEXT.slots, shown=150, clicked=20)
+    for at in range(400):
+        add(by_outcomes, made, f"d{at}", click=at < 60, closed=True)
+    for _ in range(30):
+        by_counts.fit()
+        by_outcomes.fit()
+    assert by_counts.buffer.rows == by_outcomes.buffer.rows == 1
+    # Heads differ by their bootstraps: the mean of six has a standard error of 0.008.
+    assert click_rate(by_counts, made) == pytest.approx(0.15, abs=0.03)
+    assert click_rate(by_counts, made) == pytest.approx(click_rate(by_outcomes, made), abs=0.04)
+
+
+@pytest.mark.parametrize(("shown", "clicked"), [(10, 11), (10, -1), (-1, 0)])
+def test_counts_that_cannot_be_are_refused(shown: int, clicked: int) -> None:
+    critic = Critic(CONFIG)
+    with pytest.raises(ValueError, match="0 <= clicks <= impressions"):
+        critic.add_counts(campaign(), {}, TEXT.variant_id, TEXT.slots, shown, clicked)
+    assert critic.buffer.rows == 0
+
+
+def test_new_campaigns_are_no_drift() -> None:
+    # A critic that has learnt one campaign meets 20 others, of rates like the first's: its heads do not know them yet.
+    critic = Critic(CriticConfig(heads=12, steps=10))
+    first = campaign(attribution=LONG)
+    for at in range(1_000):
+        add(critic, first, f"a{at}", click=at % 50 == 0, closed=True)
+    for _ in range(20):
+        critic.fit()
+    rng = np.random.default_rng(3)
+    for round_ in range(4):
+        for number in range(20):
+            other = msgspec.structs.replace(first, campaign_id=f"other-{number}")
+            for at, click in enumerate(rng.random(40) < 0.02):
+                name = f"b{round_}.{number}.{at}"
+                add(critic, other, name, click=bool(click), closed=True, campaign_id=other.campaign_id)
+        critic.fit()
+    assert critic.drifts == 0

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from simulators.cli import main
 from simulators.peers import PEERS, Floats, Ints, ThompsonSampling, Uniform
-from simulators.replay import BATCH, Arena, captured, merged, play
-from simulators.replay_run import sample_groups
+from simulators.replay import BATCH, Arena, Difference, captured, differences, merged, play
+from simulators.replay_run import sample_groups, split_by_week
 from simulators.stats import captured_interval, captured_share
 from simulators.upworthy import HeadlineGroup
 
@@ -121,6 +121,20 @@ def test_captured_interval_covers() -> None:
     assert 5 <= missed <= 45
 
 
+def test_a_difference_is_that_of_the_shares_and_pairs_the_groups() -> None:
+    arena = Arena.of(RATES * 10, seed=1)
+    low, high = play(Always(1), arena, [50, 100]), play(Always(0), arena, [50, 100])
+    found = differences(high, low, arena)
+    for horizon in ("50", "100"):
+        share = captured(high, arena)[horizon] - captured(low, arena)[horizon]
+        assert found[horizon].value == pytest.approx(share)
+        assert (found[horizon].low or 0) < share < (found[horizon].high or 0)
+    # A policy against itself: no difference, and no doubt about it, however far the groups lie apart.
+    assert differences(high, high, arena)["50"] == Difference(0.0, 0.0, 0.0)
+    one = Arena.of(RATES[:1], seed=1)
+    assert differences(play(Always(0), one, [50]), play(Always(1), one, [50]), one)["50"].low is None
+
+
 def test_no_gap_and_too_few_groups_have_no_interval() -> None:
     one, none = np.array([1.0]), np.array([0.0, 0.0])
     assert captured_interval(one, np.zeros(1), one) is None
@@ -130,9 +144,9 @@ def test_no_gap_and_too_few_groups_have_no_interval() -> None:
         captured_share(one, none, none)
 
 
-def group(number: int, headlines: int = 3) -> HeadlineGroup:
+def group(number: int, headlines: int = 3, week: int = 201446) -> HeadlineGroup:
     texts = tuple(f"Headline {number}.{arm}: what {'they' if arm else 'nobody'} learned" for arm in range(headlines))
-    return HeadlineGroup(f"t{number}", "image", texts, (1000,) * headlines, (10,) * headlines)
+    return HeadlineGroup(f"t{number}", "image", texts, (1000,) * headlines, (10,) * headlines, week)
 
 
 def test_a_sample_is_seeded_ordered_and_without_repeats() -> None:
@@ -143,6 +157,49 @@ def test_a_sample_is_seeded_ordered_and_without_repeats() -> None:
     assert sample == sample_groups(groups, 10, seed=3)
     assert sample.numbers != sample_groups(groups, 10, seed=4).numbers
     assert sample_groups(groups, None, seed=3).numbers == sample_groups(groups, 99, seed=3).numbers == tuple(range(40))
+
+
+def test_earlier_weeks_teach_and_later_ones_are_played() -> None:
+    groups = [group(number, week=week) for number, week in enumerate((201305, 201410, 201305, 201446, 201501))]
+    middle = split_by_week(groups, None)
+    assert [one.week for one in middle.past] == [201305, 201410, 201305]
+    assert [one.week for one in middle.later] == [201446, 201501]
+    assert middle.week == 201446
+    assert split_by_week(groups, 201305).past == ()
+    assert len(split_by_week(groups, 201410).later) == 3
+    assert split_by_week(groups[:1], None).later == (groups[0],)
+
+
+def one_word_tests(week: int, first: int, count: int) -> list[HeadlineGroup]:
+    """Tests of two headlines, of which the one with "you" is clicked six times as often."""
+    return [
+        HeadlineGroup(f"t{n}", "i", (f"What {n} learned", f"What you learned {n}"), (3000, 3000), (60, 360), week)
+        for n in range(first, first + count)
+    ]
+
+
+@pytest.mark.parametrize("direct", [True, False])
+def test_what_earlier_tests_taught_holds_in_the_first_impressions(direct: bool, tmp_path: Path) -> None:
+    from simulators.replay_adloop import AdloopPeer, DirectPeer
+
+    past, played = one_word_tests(201305, 0, 20), one_word_tests(201446, 20, 4)
+    rng = np.random.default_rng(1)
+    if direct:
+        chosen = DirectPeer(played, 1, past).choose(np.arange(4), BATCH, rng)
+    else:
+        with closing(AdloopPeer(played, tmp_path / "a", 1, past)) as peer:
+            chosen = peer.choose(np.arange(4), BATCH, rng)
+    assert chosen.mean() > 0.8  # 1 is the headline with "you"
+
+
+def test_direct_play_learns_as_the_whole_loop_does() -> None:
+    from simulators.replay_adloop import DirectPeer
+
+    groups = [group(number) for number in range(3)]
+    arena = Arena.of([np.array([0.05, 0.3, 0.05])] * 3, seed=1)
+    played = play(DirectPeer(groups, 1), arena, [250, 500])
+    assert ((played.earned[500] - played.earned[250]) / 250 > 0.22).all()
+    assert play(DirectPeer(groups, 1), arena, [250]).earned[250] == pytest.approx(played.earned[250])
 
 
 def test_adloop_plays_through_its_real_parts_and_learns(tmp_path: Path) -> None:
@@ -179,7 +236,23 @@ def test_the_command_prints_the_contracts_keys(tmp_path: Path, capsys: pytest.Ca
     assert (figures["groups"], figures["arms"]) == (1, 2)
     assert list(figures["captured"]) == ["uniform", "thompson", "ucb", "adloop"]
     assert all(list(shares) == ["1000", "5000", "15000"] for shares in figures["captured"].values())
-    assert "a sample of 1 of 2 groups" in err
+    assert "a sample of 1 of the 2 later groups" in err
+
+
+def test_the_command_plays_later_weeks_directly(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "tests.csv"
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["clickability_test_id", "headline", "impressions", "clicks", "test_week", "eyecatcher_id"])
+        writer.writerows([f"t{n // 2}", f"Headline {n}", 2000, 20 + n, 201446 + n // 4, "i"] for n in range(8))
+    asked = ["replay", "--data", str(path), "--direct", "--processes", "1", "--json"]
+    assert main(asked) == 0
+    figures = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (figures["groups"], figures["taught_groups"], figures["played_from_week"]) == (2, 2, 201447)
+    share = figures["captured"]["adloop"]["5000"] - figures["captured"]["thompson"]["5000"]
+    assert figures["differences"]["adloop - thompson"]["5000"]["value"] == pytest.approx(share)
+    assert main([*asked, "--play-from", "201502"]) == 1
+    assert "no group of that week or later" in capsys.readouterr().err
 
 
 def test_the_command_refuses_a_file_without_groups(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
