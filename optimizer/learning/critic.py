@@ -225,9 +225,8 @@ class Critic:
         known = self.buffer.take_known()
         if not len(known) or not self._outputs["click"].trained:
             return
-        by_head = expit(x[known[:, 0]] @ self._outputs["click"].weights() + self._offset).sum(axis=0)
-        # As few as the heads can make of it: that they do not know a new campaign yet is no change of the world.
-        self.drift = self.drift.after(float(known[:, 1].sum()), float(np.quantile(by_head, 0.1)))
+        expected = expit(x[known[:, 0]] @ self._outputs["click"].weights() + self._offset).mean(axis=1).sum()
+        self.drift = self.drift.after(float(known[:, 1].sum()), float(expected))
         if self.drift.alarm:
             logger.warning("clicks have fallen far below what was expected: what was learnt before counts less now")
             self.drifts += 1
