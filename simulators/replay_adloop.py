@@ -39,7 +39,7 @@ ROUND_MS = 2_000
 CONTROL = "(the page without a headline)"
 POLICY = "headlines"
 # The features' first scales add up to a headline's: at a third of the default that is a standard deviation of 0.5. The
-# weeks that teach say 0.2 for the arm and 0.28 for its text (docs/decisions.md); the evidence moves the scales there.
+# evidence of the weeks that teach moves the scales on from there.
 PRIOR = 0.35
 TAUGHT_FITS = 60  # the evidence's scales and the heads have settled by then
 WHOLE_ROUND = 1_000_000  # more outcomes than any round has: one increment a round
