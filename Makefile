@@ -18,7 +18,7 @@ ARGS ?=
 # 1: the demo's four roles as processes of their own over a broker of their own; HOST:PORT: over that broker.
 KAFKA ?=
 
-.PHONY: bench-worlds bench-sparse bench-drift bench-cold bench-delay bench-proxy test-faults test-fault-series bench-stream bench-learning bench-freshness help setup demo up replay kafka kafka-stop test lint type check bench lock clean
+.PHONY: bench-worlds bench-sparse bench-drift bench-cold bench-delay bench-proxy test-faults test-fault-series bench-stream bench-learning bench-update bench-freshness help setup demo up replay kafka kafka-stop test lint type check bench lock clean
 
 help: ## this list
 	@echo 'Adloop: ad copy that learns from its clicks.'
@@ -107,6 +107,9 @@ bench-delay: $(READY) ## what do late conversions cost
 
 bench-proxy: $(READY) ## what bait does to it; nothing halts learning by itself yet
 	@exec $(RUN)/python -m simulators.experiments proxy $(ARGS)
+
+bench-update: $(READY) ## an increment of the language model beside TRL's GRPO step and transformers' generate
+	@exec $(RUN)/python -m bench.update $(ARGS)
 
 lock: $(READY) ## pin pyproject.toml's dependencies anew (ARGS=--upgrade: to the newest) and install them
 	@$(RUN)/uv pip compile --quiet --universal --python-version 3.11 --group dev --extra fast --extra gym --extra peers --generate-hashes --no-emit-index-url \

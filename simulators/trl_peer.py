@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -81,9 +81,16 @@ def rollout(policy: LanguagePolicy, told: Sequence[Told]) -> dict[str, Any]:
 
 
 def make_trainer(
-    policy: LanguagePolicy, config: GrpoConfig, folder: Path, seed: int, rollouts: Any, rewards: Any
+    policy: LanguagePolicy,
+    config: GrpoConfig,
+    folder: Path,
+    seed: int,
+    rollouts: Callable[..., dict[str, Any]] | None,
+    rewards: Callable[..., list[float]],
+    **more: Any,
 ) -> Any:
-    """TRL's trainer of the policy's own model, on the device where it is, without logging and saving."""
+    """TRL's trainer of the policy's own model, on the device where it is, without logging and saving; in batches of 64
+    groups. `rollouts` None lets it sample by itself. `more` are further fields of TRL's `GRPOConfig`."""
     os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"
     with warnings.catch_warnings():
         # What it imports warns of its own future.
@@ -93,7 +100,7 @@ def make_trainer(
 
         arguments = GRPOConfig(
             output_dir=str(folder / "trl"),
-            per_device_train_batch_size=config.group,
+            per_device_train_batch_size=64 * config.group,
             num_generations=config.group,
             steps_per_generation=1,
             learning_rate=config.learning_rate,
@@ -108,6 +115,7 @@ def make_trainer(
             save_strategy="no",
             disable_tqdm=True,
             seed=seed,
+            **more,
         )
         trainer = GRPOTrainer(
             model=policy.model,
