@@ -14,6 +14,7 @@ import torch
 from optimizer.clock import Clock
 from optimizer.errors import StoreError
 from optimizer.ids import campaign_hash, new_id, variant_id
+from optimizer.learning.archive import Archive, most_promising, near_duplicate
 from optimizer.learning.base import BaseModel, load_policy, load_version
 from optimizer.learning.policy import LanguagePolicy, Sample
 from optimizer.learning.prompt import Prompt, build_prompt, fill
@@ -22,7 +23,6 @@ from optimizer.store import PolicyStore
 from optimizer.stream.log import Append, EventLog, whole
 from optimizer.stream.views import campaign_table, live_policy, policy_table
 from optimizer.types import Campaign, Candidate, Decode, Pool, to_json
-from serving.archive import Archive, most_promising, near_duplicate
 
 logger = logging.getLogger(__name__)
 TextCheck = Callable[[Campaign, Mapping[str, str]], str | None]

@@ -23,6 +23,7 @@ from optimizer.errors import StoreError
 from optimizer.ids import campaign_hash
 from optimizer.learning.base import BaseModel, load_policy, load_version
 from optimizer.learning.critic import Critic, CriticConfig
+from optimizer.learning.favourites import FavouritesConfig, Turns, favourites, follow
 from optimizer.learning.pools import PoolShelf
 from optimizer.learning.prompt import build_prompt
 from optimizer.learning.update import PoolBatch, UpdateConfig, UpdateReport, update_policy
@@ -61,6 +62,7 @@ class LearnerConfig:
     train_policy: bool = True
     critic: CriticConfig = field(default_factory=CriticConfig)
     update: UpdateConfig = field(default_factory=UpdateConfig)
+    favourites: FavouritesConfig = field(default_factory=FavouritesConfig)
 
 
 class Learner:
@@ -90,6 +92,7 @@ class Learner:
         self._campaigns = campaign_table(log)
         self._policies = policy_table(log)
         self._shelf = PoolShelf(log)
+        self._turns = Turns()
         start = whole(log, "outcomes")
         self._outcome_places = tuple(start)
         self._outcomes = log.reader(start)
@@ -188,11 +191,23 @@ class Learner:
         # Moves slowly and never to nothing: a pool of equals must not blow its noise up.
         self._reward_scale = spread if self._reward_scale == 0 else 0.9 * self._reward_scale + 0.1 * spread
         scale = max(self._reward_scale, 1e-6)
+        self._follow_favourites(view)
         self.last = update_policy(self._policy, self._optimizer, batches, self.kl.weight, scale, self.config.update)
         self.skipped_steps += self.last.skipped
         if self.last.sequences:
             narrow = self.last.entropy < self.config.entropy_floor
             self.kl = self.kl.updated(math.inf if narrow else self.last.kl)
+
+    def _follow_favourites(self, view: CriticView) -> None:
+        assert self._policy is not None
+        assert self._optimizer is not None
+        config = self.config.favourites
+        for _ in range(config.steps):
+            places = self._turns.next(self._campaigns.rows.values(), config.places)
+            found = [favourites(view, self._shelf.archive, campaign, segment, config) for campaign, segment in places]
+            some = [one for one in found if one is not None]
+            if some:
+                self.skipped_steps += follow(self._policy, self._optimizer, some, self.kl.weight, config)
 
     def _hold_budget(self, view: CriticView, before: Mapping[str, Tensor]) -> None:
         """Steps on the penalty alone until the divergence is inside its budget; the old weights where that neither does

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 
 import msgspec
 
+from optimizer.learning.archive import Archive
 from optimizer.stream.log import EventLog, whole
 from optimizer.types import Campaign, Outcome, Pool
 
@@ -17,6 +18,7 @@ class PoolShelf:
     """The newest `capacity` pools by id, and the texts of those before them by variant. Not thread-safe."""
 
     def __init__(self, log: EventLog, capacity: int = 2_000, texts: int = 200_000) -> None:
+        self.archive = Archive()
         self._reader = log.reader(whole(log, "candidates"))
         self._decoder = msgspec.json.Decoder(Pool)
         self._pools: OrderedDict[str, Pool] = OrderedDict()
@@ -36,6 +38,7 @@ class PoolShelf:
 
     def _take(self, pool: Pool) -> None:
         self._pools[pool.pool_id] = pool
+        self.archive.add(pool)
         for candidate in pool.candidates:
             self._texts[(pool.tenant, candidate.variant_id)] = candidate.slots
         while len(self._pools) > self._capacity:

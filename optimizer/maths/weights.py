@@ -32,3 +32,35 @@ def effective_sample_size(weights: Array) -> float:
     total = float(np.sum(weights))
     squares = float(np.sum(np.square(weights)))
     return total * total / squares if squares > 0 else 0.0
+
+
+def boltzmann_weights(values: Array, size: float) -> Array:
+    """exp(values / eta) / sum, at the temperature eta > 0 at which the effective sample size is `size`: the weights of
+    relative entropy policy search (Peters, Muelling, Altun 2010, AAAI, eq. 8), with the size held in place of the
+    divergence (of order 2 instead of 1), so that neither the values' unit nor how many there are matters.
+
+    Args:
+      values: float[B], B >= 1, finite.
+      size: > 0; where it is B or more, or all values are equal, the weights are equal.
+    Returns:
+      float[B], >= 0, sum 1. Where more than `size` values share the maximum, those share the weight.
+    """
+    if values.ndim != 1 or not len(values) or not np.isfinite(values).all():
+        raise ValueError(f"values: got shape {values.shape}, expected a vector of finite numbers, at least one")
+    if not size > 0:
+        raise ValueError(f"size: got {size}, expected > 0")
+    below = values - values.max()
+    spread = float(-below.min())
+    if size >= len(values) or spread == 0.0:
+        return np.full(len(values), 1.0 / len(values))
+    low, high = 1e-9, 1e9
+    weights = np.full(len(values), 1.0 / len(values))
+    for _ in range(60):
+        middle = float(np.sqrt(low * high))
+        weights = np.exp(below / (spread * middle))
+        weights /= weights.sum()
+        if effective_sample_size(weights) < size:
+            low = middle
+        else:
+            high = middle
+    return weights

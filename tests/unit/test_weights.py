@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from optimizer.maths.weights import effective_sample_size, truncated_ratios
+from optimizer.maths.weights import boltzmann_weights, effective_sample_size, truncated_ratios
 
 LOGS = st.lists(st.floats(-60, 0), min_size=1, max_size=8)
 
@@ -52,3 +52,33 @@ def test_effective_sample_size_counts_equal_weights_and_ignores_scale() -> None:
     assert effective_sample_size(np.array([1.0, 2.0])) == pytest.approx(9 / 5)
     assert effective_sample_size(np.zeros(3)) == 0.0
     assert effective_sample_size(np.zeros(0)) == 0.0
+
+
+@given(values=st.lists(st.floats(-5, 5), min_size=2, max_size=40, unique=True), share=st.floats(0.1, 0.9))
+def test_boltzmann_weights_have_the_size_asked_for(values: list[float], share: float) -> None:
+    array = np.array(values)
+    size = 1.0 + share * (len(values) - 1)
+    weights = boltzmann_weights(array, size)
+    assert weights.sum() == pytest.approx(1.0)
+    assert (np.diff(weights[np.argsort(array, kind="stable")]) >= 0).all()
+    # Values so close that no temperature in range tells them apart keep an equal share.
+    assert effective_sample_size(weights) == pytest.approx(size, rel=1e-3) or np.ptp(np.sort(array)[-2:]) < 1e-6
+
+
+def test_boltzmann_weights_are_exponential_and_know_no_unit() -> None:
+    values = np.array([0.0, 1.0, 2.0])
+    weights = boltzmann_weights(values, 1.5)
+    assert weights[2] / weights[1] == pytest.approx(weights[1] / weights[0])
+    np.testing.assert_allclose(weights, boltzmann_weights(1000.0 * values - 7.0, 1.5), rtol=1e-6)
+
+
+def test_boltzmann_weights_of_equals_are_equal() -> None:
+    np.testing.assert_allclose(boltzmann_weights(np.full(4, 0.3), 2.0), 0.25)
+    np.testing.assert_allclose(boltzmann_weights(np.array([0.0, 1.0]), 2.0), 0.5)
+    np.testing.assert_allclose(boltzmann_weights(np.array([1.0, 0.0, 1.0]), 1.5), [0.5, 0.0, 0.5], atol=1e-6)
+
+
+@pytest.mark.parametrize(("values", "size"), [([], 1.0), ([np.nan], 1.0), ([1.0, 2.0], 0.0)])
+def test_boltzmann_weights_refuse_what_has_no_answer(values: list[float], size: float) -> None:
+    with pytest.raises(ValueError, match="values|size"):
+        boltzmann_weights(np.array(values), size)

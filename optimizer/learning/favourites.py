@@ -1,0 +1,116 @@
+"""The step towards the critic's favourites: the texts written for a place that the critic likes best, whatever their
+age, are made likelier.
+
+The policy gradient needs fresh samples of a few pools, most of which are poor; what the critic learns later about an
+early text never reaches the policy through it. Here every place has its turn, on its best texts so far: the M-step of
+maximum a posteriori policy optimisation (Abdolmaleki et al. 2018, arXiv 1806.06920, section 4.2), weighted maximum
+likelihood with weights exp(Q / eta), under the same KL penalty as the gradient's. It is biased where the critic is
+wrong; the doubly robust gradient, which is not, comes after it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from optimizer.learning.archive import Archive
+from optimizer.learning.policy import LanguagePolicy
+from optimizer.learning.prompt import Prompt, build_prompt
+from optimizer.learning.view import CriticView
+from optimizer.maths.weights import boltzmann_weights
+from optimizer.types import Campaign, Decode
+
+# The whole distribution: a text that cuts would leave out today is pulled back in.
+WHOLE = Decode()
+Place = tuple[Campaign, str]
+
+
+@dataclass(frozen=True)
+class FavouritesConfig:
+    """`places`: places in a step. `texts`: of each, at most. `effective`: effective number of texts that the weights
+    leave, out of the `best` by the critic. `least`: texts that must be there before a place takes part. `steps` an
+    increment; 0 leaves the policy to its gradient."""
+
+    places: int = 8
+    texts: int = 32
+    effective: float = 16.0
+    best: int = 64
+    least: int = 64
+    steps: int = 1
+    clip: float = 1.0
+
+
+class Favourites(NamedTuple):
+    """A place's best texts: their tokens and `weights` float[n], sum 1."""
+
+    prompt: Prompt
+    token_ids: list[tuple[tuple[int, ...], ...]]
+    weights: NDArray[np.float64]
+
+
+class Turns:
+    """Deals the places round, so that each has its turn. Not thread-safe."""
+
+    def __init__(self) -> None:
+        self._last = ("", "", "")
+
+    def next(self, campaigns: Iterable[Campaign], count: int) -> list[Place]:
+        """The `count` places after the last one dealt, fewer where there are fewer."""
+        places = {(one.tenant, one.campaign_id, segment): one for one in campaigns for segment in one.segments}
+        order = sorted(places)
+        after = [name for name in order if name > self._last]
+        dealt = (after + order[: len(order) - len(after)])[:count]
+        if dealt:
+            self._last = dealt[-1]
+        return [(places[name], name[2]) for name in dealt]
+
+
+def favourites(
+    view: CriticView, archive: Archive, campaign: Campaign, segment: str, config: FavouritesConfig
+) -> Favourites | None:
+    """What the critic likes best among the texts held for the campaign, whichever segment they were written for; None
+    where there are too few."""
+    texts = [text for text in archive.texts(campaign) if text.token_ids]
+    if len(texts) < config.least:
+        return None
+    q = view.score(view.encode(campaign, segment, texts), {}).mean(axis=0)
+    best = np.argsort(-q, kind="stable")[: config.best]
+    weights = boltzmann_weights(q[best], config.effective)[: config.texts]
+    return Favourites(
+        build_prompt(campaign, segment),
+        [texts[at].token_ids for at in best[: config.texts]],
+        weights / weights.sum(),
+    )
+
+
+def follow(
+    policy: LanguagePolicy,
+    optimizer: torch.optim.Optimizer,
+    some: list[Favourites],
+    kl_weight: float,
+    config: FavouritesConfig,
+) -> int:
+    """One step on some places' favourites; returns the steps skipped (1 where the gradient was not finite).
+
+    Args:
+      kl_weight: penalty per nat of divergence from the reference on these texts, beside their negative
+        log-likelihood.
+    """
+    prompts = [one.prompt for one in some for _ in one.token_ids]
+    tokens = [ids for one in some for ids in one.token_ids]
+    weight = torch.tensor(
+        np.concatenate([one.weights for one in some]) / len(some), device=policy.device, dtype=torch.float32
+    )
+    optimizer.zero_grad(set_to_none=True)
+    scored = policy.score(prompts, tokens, WHOLE)
+    loss = (weight * (kl_weight * scored.kl - scored.log_prob)).sum()
+    loss.backward()  # type: ignore[no-untyped-call]
+    norm = torch.nn.utils.clip_grad_norm_(list(policy.trainable().values()), config.clip)
+    if not torch.isfinite(norm):
+        return 1
+    optimizer.step()
+    return 0
