@@ -28,6 +28,7 @@ METRICS: Final = (
     Metric("adloop_events", "counter", "events", ("status", "reason"), "Posted events; no reason when accepted"),
     Metric("adloop_bad_records", "gauge", "records", (), "Records of the log that serving could not read"),
     Metric("adloop_refused_versions", "gauge", "versions", (), "Policy versions refused when they went live"),
+    Metric("adloop_learner_halted", "gauge", "0 or 1", (), "Whether the sentinel has halted learning"),
     Metric("adloop_role_restarts", "gauge", "restarts", (), "Times a role was started again after a fault"),
     Metric("adloop_outcomes_remembered", "gauge", "decisions", (), "Decisions held in memory for the statistics"),
     Metric("adloop_outcomes_forgotten", "gauge", "revisions", (), "Revisions that came too late for the statistics"),

@@ -16,6 +16,7 @@ from serving.problems import Problem, conflict, not_found
 from serving.views import Views
 
 PAUSED_FILE = "learner.paused"
+HALTED_FILE = "learner.halted"
 
 
 class Operator:
@@ -84,7 +85,16 @@ class Operator:
         os.close(os.open(paused, os.O_CREAT | os.O_WRONLY, 0o644))
 
     def resume(self) -> None:
-        (self._data / PAUSED_FILE).unlink(missing_ok=True)
+        """Learn on, whoever has stopped it: an operator, or the learner's sentinel."""
+        for name in (PAUSED_FILE, HALTED_FILE):
+            (self._data / name).unlink(missing_ok=True)
+
+    def halted(self) -> str:
+        """Why the learner's sentinel has halted it; empty where it has not."""
+        try:
+            return (self._data / HALTED_FILE).read_text(encoding="utf-8").strip()
+        except FileNotFoundError:
+            return ""
 
     def paused(self) -> bool:
         return (self._data / PAUSED_FILE).exists()

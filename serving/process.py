@@ -99,6 +99,10 @@ class Process:
         if stream is not None:
             self._delays.take(time.monotonic(), stream.delays)
         self.board.set_stream(stream, self._delays.quantile(0.5), self._delays.quantile(0.99))
+        why = self.operator.halted()
+        if why:
+            self.board.set_gauges("halted", why)
+            return
         if not self._settings.all_roles:
             self.board.set_gauges(learner="paused" if self.operator.paused() else "running")
             return
@@ -150,6 +154,7 @@ class Process:
             {
                 "adloop_bad_records": lambda: self.views.bad_records,
                 "adloop_refused_versions": lambda: self.views.refused_versions,
+                "adloop_learner_halted": lambda: float(bool(self.operator.halted())),
                 "adloop_role_restarts": lambda: sum(role.restarts for role in self._roles),
                 "adloop_outcomes_remembered": lambda: len(self.views.ledger),
                 "adloop_outcomes_forgotten": lambda: self.views.ledger.forgotten,

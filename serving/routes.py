@@ -266,7 +266,7 @@ async def pause(request: Request) -> Response:
 
 @router.post("/v1/learner/resume", openapi_extra=operation("admin"))
 async def resume(request: Request) -> Response:
-    """Learn on."""
+    """Learn on, also where the sentinel has halted learning."""
     _access(request, "admin")
     _parts(request).operator.resume()
     return _answer({"paused": False})

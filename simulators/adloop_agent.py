@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from optimizer.learning.config import LearnerConfig
 from optimizer.learning.critic import CriticConfig
-from optimizer.learning.learner import LearnerConfig
 from optimizer.learning.run import open_learning
 from serving.generator import Generator, GeneratorConfig
 from serving.guardrails import Gate
@@ -74,9 +74,10 @@ class AdloopAgent(Loop):
         last, live = self.learner.last, self.views.live()
         return Figures(
             kl=0.0 if last is None else last.kl,
-            kl_budget=self.learner.kl.budget,
+            kl_budget=self.learner.config.kl_budget,
             increments=self.learner.increments,
             sampled=self.generator.sampled,
             rejected=dict(self.generator.rejected),
             version="" if live is None else live.version,
+            halted=self.learner.halted,
         )

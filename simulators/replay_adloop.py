@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 
 from optimizer.ids import campaign_hash, variant_id
+from optimizer.learning.config import LearnerConfig
 from optimizer.learning.critic import Critic, CriticConfig
-from optimizer.learning.learner import Learner, LearnerConfig
+from optimizer.learning.learner import Learner
 from optimizer.learning.view import CriticView
 from optimizer.maths.selection import selection_probabilities
 from optimizer.store import PolicyStore

@@ -13,8 +13,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from optimizer.clock import ManualClock
 from optimizer.ids import variant_id
 from optimizer.learning.base import BaseModel, settle_base
+from optimizer.learning.config import LearnerConfig
 from optimizer.learning.critic import CriticConfig
-from optimizer.learning.learner import Learner, LearnerConfig
+from optimizer.learning.learner import Learner
 from optimizer.learning.pretrain import pretrain
 from optimizer.learning.prompt import Prompt, summarise
 from optimizer.learning.recipe import Line, PretrainConfig

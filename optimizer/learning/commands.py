@@ -56,7 +56,7 @@ def main_learn(argv: Sequence[str]) -> int:
     shown, told = bar(Console(stderr=True))
     try:
         with closing(open_log(args.log)) as log:
-            from optimizer.learning.learner import LearnerConfig
+            from optimizer.learning.config import LearnerConfig
             from optimizer.learning.run import open_learning, share_processor
 
             with shown:

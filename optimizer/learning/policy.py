@@ -297,6 +297,14 @@ class LanguagePolicy:
 
         return Scored(summed(log_prob), summed(kl), summed(entropy) / per_row, anchor)
 
+    def anchor(self, prompts: Sequence[Prompt], token_ids: Sequence[Sequence[Sequence[int]]]) -> Tensor:
+        """An anchor for `score` that stands for the present weights instead of the reference's: the divergence is then
+        that of later weights from these. The whole distribution, temperature 1; no gradient."""
+        with torch.no_grad():
+            return reference_log_probs(
+                self._position_logits(self._pack(prompts, token_ids), reference=False), 1.0, self._barred
+            )
+
     def _pack(self, prompts: Sequence[Prompt], token_ids: Sequence[Sequence[Sequence[int]]]) -> _Packed:
         """Sequences as one batch in which each distinct prompt is read once."""
         prefixes: dict[tuple[str, str], int] = {}

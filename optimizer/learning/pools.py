@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import msgspec
 
@@ -17,8 +17,16 @@ POLL_RECORDS = 200
 class PoolShelf:
     """The newest `capacity` pools by id, and the texts of those before them by variant. Not thread-safe."""
 
-    def __init__(self, log: EventLog, capacity: int = 2_000, texts: int = 200_000) -> None:
+    def __init__(
+        self,
+        log: EventLog,
+        capacity: int = 2_000,
+        texts: int = 200_000,
+        noted: Callable[[Pool], None] = lambda _pool: None,
+    ) -> None:
+        """`noted` is told of each pool, in the log's order."""
         self.archive = Archive()
+        self._noted = noted
         self._reader = log.reader(whole(log, "candidates"))
         self._decoder = msgspec.json.Decoder(Pool)
         self._pools: OrderedDict[str, Pool] = OrderedDict()
@@ -39,6 +47,7 @@ class PoolShelf:
     def _take(self, pool: Pool) -> None:
         self._pools[pool.pool_id] = pool
         self.archive.add(pool)
+        self._noted(pool)
         for candidate in pool.candidates:
             self._texts[(pool.tenant, candidate.variant_id)] = candidate.slots
         while len(self._pools) > self._capacity:

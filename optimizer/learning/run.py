@@ -11,7 +11,8 @@ import torch
 from optimizer.clock import Clock
 from optimizer.errors import FieldError
 from optimizer.learning.base import BaseModel, settle_base
-from optimizer.learning.learner import Learner, LearnerConfig
+from optimizer.learning.config import LearnerConfig
+from optimizer.learning.learner import Learner
 from optimizer.learning.policy import fits_in
 from optimizer.learning.prompt import build_prompt
 from optimizer.learning.recipe import PretrainConfig, Progress

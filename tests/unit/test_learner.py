@@ -14,8 +14,9 @@ import torch
 from optimizer.errors import StoreError
 from optimizer.learning import base as base_module
 from optimizer.learning.base import load_policy
+from optimizer.learning.config import LearnerConfig
 from optimizer.learning.critic import CriticConfig
-from optimizer.learning.learner import PAUSE_FILE, Learner, LearnerConfig
+from optimizer.learning.learner import PAUSE_FILE, Learner
 from optimizer.learning.update import UpdateConfig
 from optimizer.learning.view import CriticView
 from optimizer.stream.log import Append, TopicPartition
@@ -89,7 +90,8 @@ def test_the_loop_runs_on_any_architecture(loop: Loop) -> None:
     assert any(not torch.equal(first[name], value) for name, value in moved.items())
     assert learner.last is not None
     assert learner.last.sequences > 0
-    assert learner.skipped_steps == 0
+    assert learner.trainer is not None
+    assert learner.trainer.skipped_steps == 0
     view = CriticView.from_bytes(loop.store.critic_bytes(versions[-1]), versions[-1])
     pool = loop.pools()[-1]
     scores = view.score(view.encode(campaign(), "all", pool.candidates), {"segment": "all"})
@@ -138,9 +140,9 @@ def test_a_restart_continues_from_the_live_version(tiny_loop: Loop) -> None:
     weights = tensors(tiny_loop, live)
     again = tiny_loop.learner()
     assert tiny_loop.store.versions()[-1] == live
-    assert again._policy is not None
-    assert again._policy.version == live
-    assert all(torch.equal(weights[name], value) for name, value in again._policy.trainable().items())
+    assert again.trainer is not None
+    assert again.trainer.policy.version == live
+    assert all(torch.equal(weights[name], value) for name, value in again.trainer.policy.trainable().items())
     # It reads the whole history before it publishes, and what it publishes descends from the live version.
     before = len(tiny_loop.store.versions())
     while again.step():

@@ -80,5 +80,5 @@ def test_boltzmann_weights_of_equals_are_equal() -> None:
 
 @pytest.mark.parametrize(("values", "size"), [([], 1.0), ([np.nan], 1.0), ([1.0, 2.0], 0.0)])
 def test_boltzmann_weights_refuse_what_has_no_answer(values: list[float], size: float) -> None:
-    with pytest.raises(ValueError, match="values|size"):
+    with pytest.raises(ValueError, match=r"values|size"):
         boltzmann_weights(np.array(values), size)

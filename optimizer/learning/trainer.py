@@ -1,0 +1,228 @@
+"""The language model's part of an increment: towards the critic's favourites, then along the doubly robust gradient,
+inside the KL budget."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+from torch import Tensor
+
+from optimizer.ids import campaign_hash
+from optimizer.learning.config import LearnerConfig
+from optimizer.learning.critic import Critic
+from optimizer.learning.favourites import WHOLE, Turns, favourites, follow
+from optimizer.learning.policy import LanguagePolicy
+from optimizer.learning.pools import PoolShelf
+from optimizer.learning.prompt import Prompt, build_prompt
+from optimizer.learning.update import PoolBatch, UpdateReport, update_policy
+from optimizer.learning.view import CriticView
+from optimizer.maths.kl import KlController
+from optimizer.types import Campaign, Pool
+
+logger = logging.getLogger(__name__)
+MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+STEP_TEXTS = 64  # texts on which the divergence of one version from the one before is measured
+
+
+class PolicyTrainer:
+    """Weights, optimizer and KL controller of one learner. `kl_step`: nats per sequence by which the last increment
+    moved the policy, nan before the first; `kl_before`: its divergence from the reference before that. Not
+    thread-safe."""
+
+    def __init__(
+        self,
+        policy: LanguagePolicy,
+        config: LearnerConfig,
+        critic: Critic,
+        shelf: PoolShelf,
+        campaigns: Mapping[str, Campaign],
+    ) -> None:
+        """`campaigns` by tenant/campaign_id, kept up to date by the caller."""
+        self.policy = policy
+        self.config = config
+        self.kl = KlController(budget=config.kl_aim * config.kl_budget, weight=0.05)
+        self.kl_step = math.nan
+        self.kl_before = math.nan
+        self.skipped_steps = 0
+        self.last: UpdateReport | None = None
+        self._critic, self._shelf, self._campaigns = critic, shelf, campaigns
+        self._turns = Turns()
+        self._reward_scale = 0.0
+        self._accepted_kl = math.inf
+        self._before: dict[str, Tensor] = {}
+        self.reset(0.0)
+
+    def reset(self, kl: float) -> None:
+        """The weights are others now, `kl` nats from the reference (infinity: not known): a new optimizer."""
+        self._accepted_kl = kl
+        parameters = list(self.policy.trainable().values())
+        self._optimizer = torch.optim.Adam(parameters, lr=self.config.update.learning_rate, betas=(0.9, 0.98))
+
+    def increment(self, view: CriticView, touched: Mapping[str, None], versions: set[str]) -> None:
+        """One increment by this critic. `touched`: pools with news; `versions`: those whose pools may train."""
+        self._before = {name: value.detach().clone() for name, value in self.policy.trainable().items()}
+        self.kl_before = math.nan if self.last is None else self.last.kl
+        prompts, tokens = self._newest_texts(versions)
+        anchor = self.policy.anchor(prompts, tokens) if prompts else None
+        self._improve(view, touched, versions)
+        self._hold_budget(view, touched, versions, self._before)
+        if anchor is not None:
+            with torch.no_grad():
+                self.kl_step = float(self.policy.score(prompts, tokens, WHOLE, anchor).kl.mean())
+
+    def facts(self) -> dict[str, float | None]:
+        """What a version's record says of the increment that made it."""
+        last, step = self.last, self.kl_step
+        return {
+            "kl": 0.0 if last is None else last.kl,
+            "kl_weight": self.kl.weight,
+            "kl_step": None if math.isnan(step) else step,
+            "entropy": None if last is None else last.entropy,
+            "gradient_norm": None if last is None else last.gradient_norm,
+            "effective_sample_size": None if last is None else last.effective_sample_size,
+        }
+
+    # -- over restarts -------------------------------------------------------------------------------------------------
+
+    def save(self, path: Path) -> None:
+        """Keep the optimizer's moments, the KL penalty's weight and the reward's scale; whole or not at all."""
+        tensors = {name: np.ascontiguousarray(value) for name, value in self.moments()}
+        facts = {"kl_weight": repr(self.kl.weight), "reward_scale": repr(self._reward_scale)}
+        temporary = path.with_name(path.name + ".part")
+        save_file(tensors, temporary, facts)
+        temporary.replace(path)
+
+    def moments(self) -> list[tuple[str, NDArray[np.float32]]]:
+        """The optimizer's state by name, sorted."""
+        parts = [
+            (f"{moment}.{name}", value.detach().cpu().numpy())
+            for name, parameter in self.policy.trainable().items()
+            for moment, value in self._optimizer.state.get(parameter, {}).items()
+        ]
+        return sorted(parts, key=lambda part: part[0])
+
+    def restore(self, path: Path) -> bool:
+        """Take up what `save` kept; False, with nothing changed, where there is none or it is not this model's."""
+        names = self.policy.trainable()
+        try:
+            with safe_open(path, framework="pt", device=str(self.policy.device)) as file:
+                facts, kept = file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            weight, scale = float(facts["kl_weight"]), float(facts["reward_scale"])
+            state = {name: {moment: kept[f"{moment}.{name}"] for moment in MOMENTS} for name in names} if kept else {}
+        except FileNotFoundError:
+            return False
+        except (SafetensorError, KeyError, ValueError) as error:
+            logger.warning("%s: not an optimizer's state of this model (%s); the optimizer begins anew", path, error)
+            return False
+        if any(state[name]["exp_avg"].shape != value.shape for name, value in names.items() if state):
+            logger.warning("%s: the optimizer's state is another model's; the optimizer begins anew", path)
+            return False
+        for name, moments in state.items():
+            self._optimizer.state[names[name]] = {**moments, "step": moments["step"].reshape(())}
+        self.kl = replace(self.kl, weight=weight)
+        self._reward_scale = scale
+        return True
+
+    # -- one increment -------------------------------------------------------------------------------------------------
+
+    def take_back(self) -> None:
+        """The weights as they were before the last increment."""
+        if self._before:
+            self.policy.put(self._before)
+
+    def _newest_texts(self, versions: set[str]) -> tuple[list[Prompt], list[tuple[tuple[int, ...], ...]]]:
+        """Some of the newest samples, and what they were written for."""
+        prompts, tokens = [], []
+        for pool in self._shelf.for_training((), versions, self.config.pools_per_increment):
+            campaign = self._campaigns.get(f"{pool.tenant}/{pool.campaign_id}")
+            if campaign is None or campaign_hash(campaign) != pool.campaign_hash:
+                continue
+            prompt = build_prompt(campaign, pool.segment)
+            some = [text.token_ids for text in pool.candidates if text.token_ids and not text.kept]
+            for ids in some[: STEP_TEXTS // self.config.pools_per_increment]:
+                prompts.append(prompt)
+                tokens.append(ids)
+        return prompts, tokens
+
+    def _improve(self, view: CriticView, touched: Mapping[str, None], versions: set[str]) -> None:
+        batches = self._batches(view, touched, versions)
+        if not batches:
+            return
+        spread = float(np.sqrt(np.mean([np.var(batch.q) for batch in batches])))
+        # Moves slowly and never to nothing: a pool of equals must not blow its noise up.
+        self._reward_scale = spread if self._reward_scale == 0 else 0.9 * self._reward_scale + 0.1 * spread
+        scale = max(self._reward_scale, 1e-6)
+        self._follow_favourites(view)
+        self.last = update_policy(self.policy, self._optimizer, batches, self.kl.weight, scale, self.config.update)
+        self.skipped_steps += self.last.skipped
+        if self.last.sequences:
+            narrow = self.last.entropy < self.config.entropy_floor
+            self.kl = self.kl.updated(math.inf if narrow else self.last.kl)
+
+    def _follow_favourites(self, view: CriticView) -> None:
+        config = self.config.favourites
+        for _ in range(config.steps):
+            places = self._turns.next(self._campaigns.values(), config.places)
+            found = [favourites(view, self._shelf.archive, campaign, segment, config) for campaign, segment in places]
+            some = [one for one in found if one is not None]
+            if some:
+                self.skipped_steps += follow(self.policy, self._optimizer, some, self.kl.weight, config)
+
+    def _hold_budget(
+        self, view: CriticView, touched: Mapping[str, None], versions: set[str], before: Mapping[str, Tensor]
+    ) -> None:
+        """Steps on the penalty alone until the divergence is inside its budget; the old weights where that neither does
+        nor at least brings it nearer."""
+        config = self.config.update
+        if self.last is None:
+            return
+        for _ in range(6):
+            if self.last.kl <= self.config.kl_budget:
+                break
+            quiet = [
+                batch._replace(
+                    q=np.zeros_like(batch.q),
+                    shown=batch.shown[:0],
+                    rewards=batch.rewards[:0],
+                    selection=batch.selection[:0],
+                )
+                for batch in self._batches(view, touched, versions)
+            ]
+            if not quiet:
+                return
+            self.last = update_policy(self.policy, self._optimizer, quiet, max(self.kl.weight, 0.1), 1.0, config)
+        # Where a version already is over the budget (which may have been lowered), every step back towards it is kept.
+        if not self.last.kl <= self.config.kl_budget and not self.last.kl < self._accepted_kl:
+            logger.warning(
+                "KL %.2f is over its budget of %.2f: this increment is taken back", self.last.kl, self.config.kl_budget
+            )
+            self.policy.put(before)
+            self.last = self.last._replace(kl=self._accepted_kl)
+        self._accepted_kl = self.last.kl
+
+    def _batches(self, view: CriticView, touched: Mapping[str, None], versions: set[str]) -> list[PoolBatch]:
+        """The pools of this increment: those with news first, then the newest of the others."""
+        pools = self._shelf.for_training(touched, versions, self.config.pools_per_increment)
+        batches = []
+        for pool in pools:
+            campaign = self._campaigns.get(f"{pool.tenant}/{pool.campaign_id}")
+            if campaign is not None and campaign_hash(campaign) == pool.campaign_hash:
+                batches.append(self._batch(view, campaign, pool))
+        return batches
+
+    def _batch(self, view: CriticView, campaign: Campaign, pool: Pool) -> PoolBatch:
+        features = view.encode(campaign, pool.segment, pool.candidates)
+        q = view.score(features, {}).mean(axis=0)
+        # What the gate refuses earns exactly nothing: that is known without showing it.
+        q = np.where([candidate.rejected is not None for candidate in pool.candidates], 0.0, q)
+        shown, rewards, selection = self._critic.feedback(self._shelf.decisions(pool.pool_id), q, campaign)
+        return PoolBatch(pool, build_prompt(campaign, pool.segment), q, shown, rewards, selection)

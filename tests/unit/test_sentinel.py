@@ -1,0 +1,278 @@
+"""When learning stops by itself: the figures that say so, and what the learner does then."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from optimizer.learning.learner import HALT_FILE, Learner
+from optimizer.learning.sentinel import Sentinel, SentinelConfig
+from optimizer.maths.sentinel import Conversions, Limits, Response, Vitals, ails, baits, conversions
+from optimizer.stream.views import live_policy, policy_table
+from optimizer.types import Campaign, Candidate, Decode, Outcome, Pool, RewardWeights
+from tests.learning_rig import SMALL_LEARNER, Loop, campaign, candidate, open_loop, outcome
+
+WELL = Vitals(
+    kl=5.0,
+    kl_budget=8.0,
+    kl_before=5.0,
+    kl_step=0.2,
+    entropy=1.0,
+    length=1.1,
+    duplicates=0.5,
+    rejected=0.1,
+    rejected_first=0.1,
+)
+NEVER = Vitals(*[math.nan] * 9)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        ("kl", 8.5, "8.5 nats"),
+        ("kl_step", 3.5, "moved by 3.5"),
+        ("entropy", 0.05, "entropy of 0.05"),
+        ("length", 0.4, "0.4 times as long"),
+        ("length", 2.5, "2.5 times as long"),
+        ("duplicates", 0.99, "99% of the samples repeat"),
+        ("rejected", 0.7, "refuses 70%"),
+    ],
+)
+def test_each_ill_has_its_phrase(field: str, value: float, said: str) -> None:
+    assert ails(WELL, Limits()) is None
+    why = ails(WELL._replace(**{field: value}), Limits())
+    assert why is not None
+    assert said in why
+
+
+def test_what_is_not_known_ails_nothing() -> None:
+    assert ails(NEVER, Limits()) is None
+
+
+def test_a_lowered_budget_that_is_approached_is_no_illness() -> None:
+    assert ails(WELL._replace(kl=9.0, kl_before=9.5), Limits()) is None
+    assert ails(WELL._replace(kl=9.0, kl_before=9.0), Limits()) is not None
+
+
+def test_a_gate_that_always_refuses_much_is_no_illness() -> None:
+    assert ails(WELL._replace(rejected=0.7, rejected_first=0.5), Limits()) is None
+
+
+def response(shown: list[float], clicked: list[float], converted: list[float]) -> Response:
+    return Response(np.array(shown), np.array(clicked), np.array(converted))
+
+
+def test_conversions_are_compared_campaign_by_campaign() -> None:
+    # The traffic moves from a campaign that converts well to one that does not: nothing has become worse in either.
+    before = response([800, 200], [80, 20], [40, 2])
+    late = response([200, 800], [20, 80], [10, 8])
+    found = conversions(before, late)
+    assert found is not None
+    assert abs(found.z) < 1.0
+    assert found.of_shown == pytest.approx(1.0)
+    assert found.clicks_of_shown == pytest.approx(1.0)
+    assert baits(found) is None
+
+
+def test_the_standard_score_is_one() -> None:
+    # With equal chances before and late, z has mean 0 and standard deviation 1, whatever the campaigns.
+    rng = np.random.default_rng(1)
+    chance, clicked = np.array([0.4, 0.1, 0.25]), np.array([60, 200, 30])
+    late_clicked = np.array([150, 80, 90])
+    scores = []
+    for _ in range(2_000):
+        before = Response(clicked * 20.0, clicked.astype(float), rng.binomial(clicked, chance).astype(float))
+        late = Response(
+            late_clicked * 10.0, late_clicked.astype(float), rng.binomial(late_clicked, chance).astype(float)
+        )
+        found = conversions(before, late)
+        assert found is not None
+        scores.append(found.z)
+    assert np.mean(scores) == pytest.approx(0.0, abs=0.1)
+    assert np.std(scores) == pytest.approx(1.0, abs=0.1)
+
+
+@pytest.mark.parametrize(
+    ("found", "halts"),
+    [
+        (Conversions(z=-5.0, of_clicks=0.3, of_shown=0.6, clicks_of_shown=2.0), True),
+        # More clicks make up for their poorer conversion.
+        (Conversions(z=-5.0, of_clicks=0.5, of_shown=1.1, clicks_of_shown=2.2), False),
+        # Clicks fall as well: demand has changed, nobody is baited.
+        (Conversions(z=-5.0, of_clicks=0.5, of_shown=0.4, clicks_of_shown=0.8), False),
+        (Conversions(z=-2.0, of_clicks=0.7, of_shown=0.8, clicks_of_shown=1.2), False),
+    ],
+)
+def test_bait_is_more_clicks_with_fewer_conversions(found: Conversions, halts: bool) -> None:
+    assert (baits(found) is not None) is halts
+
+
+def test_nothing_is_said_without_conversions() -> None:
+    assert conversions(response([100], [10], [0]), response([100], [10], [5])) is None
+    assert conversions(response([100], [2], [1]), response([100], [10], [5])) is None
+
+
+# -- the watch over records --------------------------------------------------------------------------------------------
+
+SMALL = SentinelConfig(samples=40, before=200, late=200, delays=5)
+
+
+def impressions(
+    sentinel: Sentinel, made: Campaign, count: int, click: float, convert: float, start: int, source: str = "pool"
+) -> None:
+    """People who click and convert with these chances, a second apart, conversions a minute after the click."""
+    rng = np.random.default_rng(start)
+    for at in range(start, start + count):
+        clicked = rng.random() < click
+        converted = clicked and rng.random() < convert
+        ts = 1_700_000_000_000 + 1_000 * at
+        one: Outcome = outcome(
+            f"d{at}",
+            impression_ts=ts,
+            click=clicked,
+            click_ts=ts + 500,
+            conversions=int(converted),
+            as_of=ts + (60_500 if converted else 500),
+            source=source,
+        )
+        sentinel.note_outcome(one, made)
+
+
+def test_bait_is_seen_in_the_records_and_forgiven_where_an_operator_goes_on() -> None:
+    sentinel, made = Sentinel(SMALL), campaign()
+    impressions(sentinel, made, 600, click=0.2, convert=0.5, start=0)
+    assert sentinel.bait() is None
+    assert sentinel.healthy
+    impressions(sentinel, made, 600, click=0.5, convert=0.04, start=600)
+    why = sentinel.bait()
+    assert why is not None
+    assert "clicks are up" in why
+    assert not sentinel.healthy
+    sentinel.forgive()
+    assert sentinel.bait() is None
+    impressions(sentinel, made, 600, click=0.5, convert=0.04, start=1_200)
+    assert sentinel.bait() is None  # That is how it is now.
+
+
+def test_who_pays_for_conversions_and_controls_are_left_out() -> None:
+    paid = campaign(reward=RewardWeights(click=1.0, conversion=5.0))
+    for made, source in ((paid, "pool"), (campaign(), "control")):
+        sentinel = Sentinel(SMALL)
+        impressions(sentinel, made, 600, click=0.2, convert=0.5, start=0, source=source)
+        impressions(sentinel, made, 600, click=0.5, convert=0.04, start=600, source=source)
+        assert sentinel.bait() is None
+
+
+def pool(texts: int, count: int, rejected: bool = False, tokens: int = 5) -> Pool:
+    some = tuple(
+        candidate(f"text {at}", count=count, token_ids=((1,) * tokens,), rejected="gate" if rejected else None)
+        for at in range(texts)
+    )
+    return Pool("p", "default", "c1", "all", "v", "h", (*some, kept("old")), Decode(), 0)
+
+
+def kept(text: str) -> Candidate:
+    return candidate(text, count=0, kept=True)
+
+
+def test_samples_are_compared_with_the_first_ones() -> None:
+    sentinel = Sentinel(SMALL)
+    unknown = sentinel.vitals(1.0, 8.0, 1.0, 0.1, 1.0)
+    assert math.isnan(unknown.length)
+    for _ in range(4):
+        sentinel.note_pool(pool(10, 1))
+    found = sentinel.vitals(1.0, 8.0, 1.0, 0.1, 1.0)
+    assert (found.length, found.duplicates, found.rejected) == (1.0, 0.0, 0.0)
+    for _ in range(4):
+        sentinel.note_pool(pool(1, 10, rejected=True, tokens=15))
+    found = sentinel.vitals(1.0, 8.0, 1.0, 0.1, 1.0)
+    assert (found.length, found.duplicates, found.rejected, found.rejected_first) == (3.0, 0.9, 1.0, 0.0)
+
+
+def test_an_ill_must_last() -> None:
+    sentinel = Sentinel(SMALL)
+    ill = WELL._replace(entropy=0.01)
+    assert [sentinel.judge(one) is None for one in (ill, ill, WELL, ill, ill, ill)] == [True] * 5 + [False]
+
+
+# -- the learner -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def loop(tiny_model_folder: Path, tmp_path: Path) -> Loop:
+    return open_loop(tmp_path / "data", tiny_model_folder, campaigns=[campaign()])
+
+
+def learn(loop: Loop, learner: Learner, rounds: int) -> None:
+    generator, rng = loop.generator(), np.random.default_rng(0)
+    for _ in range(rounds):
+        while generator.step():
+            pass
+        loop.serve(loop.pools()[-1], 30, rng, lambda shown: 0.3)
+        while learner.step():
+            pass
+
+
+def live(loop: Loop) -> str:
+    table = policy_table(loop.log)
+    table.refresh()
+    found = live_policy(table)
+    assert found is not None
+    return found.version
+
+
+def test_an_ill_policy_halts_the_learner_and_the_healthy_version_comes_back(loop: Loop, tmp_path: Path) -> None:
+    config = dataclasses.replace(SMALL_LEARNER, sentinel=SentinelConfig(limits=Limits(entropy=0.0), patience=2))
+    learner = loop.learner(config)
+    learn(loop, learner, 2)
+    good = live(loop)
+    assert not learner.halted
+    # From here on every policy is called too narrow: the first ill version goes out, the second halts.
+    learner.sentinel.config = SentinelConfig(limits=Limits(entropy=99.0), patience=2)
+    learn(loop, learner, 1)
+    ill = live(loop)
+    assert ill != good
+    learn(loop, learner, 2)
+    assert "always the same text" in learner.halted
+    assert live(loop) == good
+    table = policy_table(loop.log)
+    table.refresh()
+    assert table.rows[ill].stage == "rolled_back"
+    assert table.rows[ill].evidence["by"] == "sentinel"
+    increments = learner.increments
+    learn(loop, learner, 1)
+    assert learner.increments == increments
+    # Neither does a learner that is started anew, until somebody resumes it.
+    again = loop.learner(SMALL_LEARNER)
+    learn(loop, again, 1)
+    assert again.halted
+    assert live(loop) == good
+    (tmp_path / "data" / HALT_FILE).unlink()
+    learn(loop, again, 1)
+    assert not again.halted
+    assert live(loop) not in (good, ill)
+
+
+def test_the_optimizers_state_outlives_a_restart(loop: Loop, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    learner = loop.learner(SMALL_LEARNER)
+    learn(loop, learner, 2)
+    assert learner.trainer is not None
+    path = tmp_path / "kept"
+    learner.trainer.save(path)
+    other_config = dataclasses.replace(SMALL_LEARNER, kl_aim=0.5)
+    again = loop.learner(other_config)
+    assert again.trainer is not None
+    again.trainer.kl = again.trainer.kl.updated(0.0)
+    assert not again.trainer.restore(tmp_path / "missing")
+    assert again.trainer.kl.weight != learner.trainer.kl.weight
+    assert again.trainer.restore(path)
+    assert again.trainer.kl.weight == learner.trainer.kl.weight
+    for (_, one), (_, other) in zip(again.trainer.moments(), learner.trainer.moments(), strict=True):
+        np.testing.assert_array_equal(one, other)
+    path.write_bytes(b"no such state")
+    assert not again.trainer.restore(path)
+    assert "not an optimizer's state" in caplog.text
