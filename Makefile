@@ -18,7 +18,7 @@ ARGS ?=
 # 1: the demo's four roles as processes of their own over a broker of their own; HOST:PORT: over that broker.
 KAFKA ?=
 
-.PHONY: bench-worlds bench-sparse bench-drift bench-cold bench-delay bench-proxy test-faults test-fault-series bench-stream bench-learning bench-update bench-freshness help setup demo up replay kafka kafka-stop test lint type check bench lock clean
+.PHONY: bench-worlds bench-sparse bench-drift bench-cold bench-delay bench-proxy bench-clean test-faults test-fault-series bench-stream bench-learning bench-update bench-freshness help setup demo up replay kafka kafka-stop test lint type check bench lock clean
 
 help: ## this list
 	@echo 'Adloop: ad copy that learns from its clicks.'
@@ -91,7 +91,7 @@ bench-learning: $(READY) ## Adloop beside its peers, 10 seeds, over an hour: a t
 	  --report '$(DIR)/bench-learning.html' $(ARGS)
 
 bench-worlds: $(READY) ## hours: the questions of single worlds, one after the other
-	@set -e; for name in sparse drift cold delay proxy; do $(RUN)/python -m simulators.experiments "$$name" $(ARGS); done
+	@set -e; for name in sparse drift cold delay proxy clean; do $(RUN)/python -m simulators.experiments "$$name" $(ARGS); done
 
 bench-sparse: $(READY) ## does a lift at 0.5 % clicks get significant
 	@exec $(RUN)/python -m simulators.experiments sparse $(ARGS)
@@ -105,8 +105,11 @@ bench-cold: $(READY) ## what do old campaigns teach a new one
 bench-delay: $(READY) ## what do late conversions cost
 	@exec $(RUN)/python -m simulators.experiments delay $(ARGS)
 
-bench-proxy: $(READY) ## what bait does to it; nothing halts learning by itself yet
+bench-proxy: $(READY) ## does learning halt before bait does harm
 	@exec $(RUN)/python -m simulators.experiments proxy $(ARGS)
+
+bench-clean: $(READY) ## does it halt where nothing is wrong
+	@exec $(RUN)/python -m simulators.experiments clean $(ARGS)
 
 bench-update: $(READY) ## an increment of the language model beside TRL's GRPO step and transformers' generate
 	@exec $(RUN)/python -m bench.update $(ARGS)
