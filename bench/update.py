@@ -3,9 +3,10 @@
 All on the same model, in the same dtype and threads, on the same 256 texts (8 places x 32 samples) and so the same
 tokens, taking turns in one run. Printed are medians and ratios. What is counted:
 
-- update: score the texts, gradient, clip, optimizer step. Adloop's is `update_policy`, with its divergence over the
-  whole vocabulary at every token; TRL's is `GRPOTrainer.training_step` on the texts as rollouts and then the
-  optimizer's step, in one batch of 256, with and without its own divergence estimate (beta).
+- update: score the texts, gradient, clip, optimizer step. Adloop's is `update_policy` (a learner's increment has a step
+  towards the critic's favourites before it, which is counted with it), with its divergence over the whole vocabulary
+  at every token; TRL's is `GRPOTrainer.training_step` on the texts as rollouts and then the optimizer's step, in one
+  batch of 256, with and without its own divergence estimate (beta).
 - sample: 256 texts from 8 prompts. Adloop's is `LanguagePolicy.sample`, with the exact log-probability of each token;
   the other is `generate` with the same temperature, cuts and ends of text.
 - both: sample and update; TRL's samples by itself.
@@ -28,6 +29,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from optimizer.learning.favourites import Favourites, FavouritesConfig, follow
 from optimizer.learning.policy import LanguagePolicy, Sample
 from optimizer.learning.prompt import Prompt, build_prompt
 from optimizer.learning.update import PoolBatch, UpdateConfig, update_policy
@@ -126,10 +128,21 @@ def measure(rounds: int, folder: Path, model: str | None) -> None:
         policy.model.train()
         update_policy(policy, optimizer, made, 0.05, 0.02, config)
 
-    whole = replace(UpdateConfig(), learning_rate=1e-6)
+    following = FavouritesConfig()
+    some = [
+        Favourites(batch.prompt, [text.token_ids for text in batch.pool.candidates[: following.texts]], weights)
+        for batch in made
+        for weights in [np.full(following.texts, 1.0 / following.texts)]
+    ]
+
+    def increment() -> None:
+        policy.model.train()
+        follow(policy, optimizer, some, 0.05, following)
+        update(replace(UpdateConfig(), learning_rate=1e-6))
+
     works: dict[str, Callable[[], object]] = {
         "update: adloop, 1 gradient step": lambda: update(one_pass),
-        f"update: adloop, an increment ({whole.passes} gradient steps)": lambda: update(whole),
+        "update: adloop, an increment (favourites and gradient)": increment,
         "sample: adloop": lambda: policy.sample(prompts, SAMPLES, DECODE, generator),
     }
     baselines = {"update": "", "sample": "", "both": ""}
@@ -147,10 +160,8 @@ def measure(rounds: int, folder: Path, model: str | None) -> None:
         baselines["update"] = f"update: TRL's GRPO step, beta {BETA}"
         baselines["both"] = f"both: TRL's GRPO step that samples, beta {BETA}"
     times = timed(works, rounds)
-    sampled, updated = times["sample: adloop"], times[f"update: adloop, an increment ({whole.passes} gradient steps)"]
-    times[f"both: adloop, sample and an increment ({whole.passes} gradient steps)"] = Times(
-        sampled.wall + updated.wall, sampled.cpu + updated.cpu
-    )
+    sampled, updated = times["sample: adloop"], times["update: adloop, an increment (favourites and gradient)"]
+    times["both: adloop, sample and an increment"] = Times(sampled.wall + updated.wall, sampled.cpu + updated.cpu)
     print(f"{'':<62}{'clock':>9}{'processor':>12}   as fast, by clock and processor")
     for name in sorted(times):
         baseline, mine = times.get(baselines[name.split(":")[0]]), times[name]

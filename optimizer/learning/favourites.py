@@ -36,8 +36,8 @@ class FavouritesConfig:
     increment; 0 leaves the policy to its gradient."""
 
     places: int = 8
-    texts: int = 32
-    effective: float = 16.0
+    texts: int = 16
+    effective: float = 10.0
     best: int = 64
     least: int = 64
     steps: int = 1

@@ -30,7 +30,7 @@ from optimizer.types import Campaign, Pool
 
 logger = logging.getLogger(__name__)
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")
-STEP_TEXTS = 64  # texts on which the divergence of one version from the one before is measured
+STEP_TEXTS = 32  # texts on which the divergence of one version from the one before is measured
 
 
 class PolicyTrainer:

@@ -31,7 +31,7 @@ class UpdateConfig:
     the present policy would weigh them: a mean over two texts says nothing."""
 
     learning_rate: float = 5e-4
-    passes: int = 2
+    passes: int = 1
     ratio_ceiling: float = 2.0
     residual_cap: float = 0.02
     clip: float = 1.0

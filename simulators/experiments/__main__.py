@@ -128,7 +128,7 @@ EXPERIMENTS = {
         "proxy", 20_480, 20, 0, proxy_row,
     ),
     "clean": Experiment(
-        "where nothing is wrong (the market's conversions follow its clicks) learning is halted in at most 1 of 20 seeds",
+        "where nothing is wrong (conversions follow clicks) learning is halted in at most 1 of 20 seeds",
         "market", 20_480, 20, 1, clean_row,
     ),
 }  # fmt: skip

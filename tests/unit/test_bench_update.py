@@ -17,13 +17,13 @@ def test_every_part_is_measured_beside_its_baseline(
     assert lines[0].startswith("256 texts, ")
     assert [line.split("  ")[0] for line in lines[2:]] == [
         "both: TRL's GRPO step that samples, beta 0.04",
-        "both: adloop, sample and an increment (2 gradient steps)",
+        "both: adloop, sample and an increment",
         "sample: adloop",
         "sample: transformers generate",
         "update: TRL's GRPO step, beta 0",
         "update: TRL's GRPO step, beta 0.04",
         "update: adloop, 1 gradient step",
-        "update: adloop, an increment (2 gradient steps)",
+        "update: adloop, an increment (favourites and gradient)",
     ]
     assert all(line.rstrip().endswith(" x") for line in lines[2:])
     # A baseline is as fast as itself.
