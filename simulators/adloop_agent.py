@@ -11,6 +11,7 @@ from typing import Any
 from optimizer.learning.config import LearnerConfig
 from optimizer.learning.critic import CriticConfig
 from optimizer.learning.run import open_learning
+from serving.drawing import EPSILON
 from serving.generator import Generator, GeneratorConfig
 from serving.guardrails import Gate
 from simulators.loop import Loop
@@ -37,7 +38,7 @@ class AdloopAgent(Loop):
     Args:
       campaigns, folder, seed: as for `Loop`.
       model: a Hugging Face name or folder; None for the tiny model, which is trained on first use and cached.
-      learner, generator: their options; None for the defaults.
+      learner, generator: their options; None for the defaults. `epsilon` as for `Loop`.
       progress: told what the model's training does, as (stage, done, of).
     Raises:
       ConfigError: a model that can't be had.
@@ -52,11 +53,12 @@ class AdloopAgent(Loop):
         model: str | None = None,
         learner: LearnerConfig | None = None,
         generator: GeneratorConfig | None = None,
+        epsilon: float = EPSILON,
         progress: Callable[[str, int, int], None] = lambda stage, done, of: None,
     ) -> None:
         learning = open_learning(folder, model, progress)
         gate = Gate()
-        super().__init__(campaigns, folder, seed, load_critic=learning.load_critic, gate=gate.check)
+        super().__init__(campaigns, folder, seed, load_critic=learning.load_critic, gate=gate.check, epsilon=epsilon)
         config = learner or LearnerConfig(critic=CriticConfig(seed=seed))
         self.learner = learning.learner(self.log, self.clock, config)
         self.generator = Generator(self.log, learning.store, learning.base, self.clock, gate.check, seed, generator)

@@ -102,9 +102,9 @@ class PolicyTrainer:
         temporary.replace(path)
 
     def moments(self) -> list[tuple[str, NDArray[np.float32]]]:
-        """The optimizer's state by name, sorted."""
+        """The optimizer's state by name, sorted, in float32: numpy knows no bfloat16."""
         parts = [
-            (f"{moment}.{name}", value.detach().cpu().numpy())
+            (f"{moment}.{name}", value.detach().float().cpu().numpy())
             for name, parameter in self.policy.trainable().items()
             for moment, value in self._optimizer.state.get(parameter, {}).items()
         ]
@@ -127,7 +127,8 @@ class PolicyTrainer:
             logger.warning("%s: the optimizer's state is another model's; the optimizer begins anew", path)
             return False
         for name, moments in state.items():
-            self._optimizer.state[names[name]] = {**moments, "step": moments["step"].reshape(())}
+            kept_as = {moment: value.to(names[name].dtype) for moment, value in moments.items()}
+            self._optimizer.state[names[name]] = {**kept_as, "step": moments["step"].cpu().reshape(())}
         self.kl = replace(self.kl, weight=weight)
         self._reward_scale = scale
         return True
