@@ -17,6 +17,7 @@ from serving.views import Views
 
 PAUSED_FILE = "learner.paused"
 HALTED_FILE = "learner.halted"
+RESUMED_FILE = "learner.resumed"
 
 
 class Operator:
@@ -86,13 +87,22 @@ class Operator:
 
     def resume(self) -> None:
         """Learn on, whoever has stopped it: an operator, or the learner's sentinel."""
+        if (self._data / HALTED_FILE).exists():
+            # First, so that whoever sees the halt gone knows what is forgiven.
+            temporary = self._data / (RESUMED_FILE + ".part")
+            temporary.write_text(str(self._clock.now_ms()), encoding="ascii")
+            temporary.replace(self._data / RESUMED_FILE)
         for name in (PAUSED_FILE, HALTED_FILE):
             (self._data / name).unlink(missing_ok=True)
+
+    def idle(self) -> bool:
+        """The learner takes no increments, whoever has stopped it."""
+        return self.paused() or bool(self.halted())
 
     def halted(self) -> str:
         """Why the learner's sentinel has halted it; empty where it has not."""
         try:
-            return (self._data / HALTED_FILE).read_text(encoding="utf-8").strip()
+            return (self._data / HALTED_FILE).read_text(encoding="utf-8").strip() or "no reason was kept"
         except FileNotFoundError:
             return ""
 

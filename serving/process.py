@@ -88,7 +88,7 @@ class Process:
         seed = int.from_bytes(os.urandom(7), "little")
         if isinstance(joining, Joining):
             self._add("joiner", lambda: joining.role(log, settings.data, settings.token_keys, clock), log=log)
-        self._add("learner", lambda: make_learner(log, opened, clock), self.operator.paused)
+        self._add("learner", lambda: make_learner(log, opened, clock), self.operator.idle)
         self._add(
             "generator", lambda: self._writer.role(lambda: make_generator(log, opened, clock, seed, self._prompts))
         )

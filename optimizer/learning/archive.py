@@ -6,6 +6,7 @@ import re
 from collections import OrderedDict
 from collections.abc import Sequence
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -34,7 +35,9 @@ class Archive:
         self._texts.move_to_end(key)
         for candidate in pool.candidates:
             if candidate.rejected is None:
-                texts[candidate.variant_id] = texts.pop(candidate.variant_id, candidate)
+                known = texts.pop(candidate.variant_id, None)
+                # Many are held: without what only the gradient needs.
+                texts[candidate.variant_id] = known or msgspec.structs.replace(candidate, log_probs=(), embedding=None)
         while len(texts) > self._per_campaign:
             texts.popitem(last=False)
         while len(self._texts) > self._campaigns:

@@ -13,7 +13,8 @@ from optimizer.maths.kl import KL_BUDGET
 
 @dataclass(frozen=True)
 class LearnerConfig:
-    """`kl_budget` nats per sequence, which no published version exceeds; `kl_aim`: the share of it that the controller
+    """`kl_budget` nats per sequence, which no published version exceeds as
+    measured before its last step on the pools of that step; `kl_aim`: the share of it that the controller
     steers for; `entropy_floor`: nats per token under which the penalty grows whatever the divergence is, so that the
     policy does not end in one text; `min_outcomes`: revisions that an increment waits for, but where there are
     `few_outcomes` no longer than `most_wait_ms`; `pools_per_increment`: pools in a gradient step; `staleness`: policy

@@ -3,8 +3,8 @@ age, are made likelier.
 
 The policy gradient needs fresh samples of a few pools, most of which are poor; what the critic learns later about an
 early text never reaches the policy through it. Here every place has its turn, on its best texts so far: the M-step of
-maximum a posteriori policy optimisation (Abdolmaleki et al. 2018, arXiv 1806.06920, section 4.2), weighted maximum
-likelihood with weights exp(Q / eta), under the same KL penalty as the gradient's. It is biased where the critic is
+maximum a posteriori policy optimisation (Abdolmaleki et al. 2018, arXiv 1806.06920), weighted maximum likelihood with
+weights exp(Q / eta), under the same KL penalty as the gradient's. It is biased where the critic is
 wrong; the doubly robust gradient, which is not, comes after it."""
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ Place = tuple[Campaign, str]
 
 @dataclass(frozen=True)
 class FavouritesConfig:
-    """`places`: places in a step. `texts`: of each, at most. `effective`: effective number of texts that the weights
-    leave, out of the `best` by the critic. `least`: texts that must be there before a place takes part. `steps` an
-    increment; 0 leaves the policy to its gradient."""
+    """`places`: places in a step. `texts`: of each, the heaviest. `effective`: effective number of the weights over the
+    `best` texts by the critic, of which those are a part. `least`: texts that must be there before a place takes part.
+    `steps` an increment; 0 leaves the policy to its gradient."""
 
     places: int = 8
     texts: int = 16

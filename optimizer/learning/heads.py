@@ -135,11 +135,15 @@ class Heads:
             scales shrink to half of what they are.
         """
         variance = np.square(self.scale.astype(np.float64))
-        # What is not learnt (the intercepts) many rows share: it is as good as known.
-        blur = np.where(self._learnt & shared, variance, 0.0)
-        others = np.maximum((x @ blur[self.families])[:, None] - blur, 0.0)
-        by_family = x.T @ (information[:, None] / (1.0 + information[:, None] * others))
-        per_feature = by_family[np.arange(len(self.families)), self.families] * variance[self.families]
+        if shared:
+            # What is not learnt (the intercepts) many rows share: it is as good as known.
+            blur = np.where(self._learnt, variance, 0.0)
+            others = np.maximum((x @ blur[self.families])[:, None] - blur, 0.0)
+            by_family = x.T @ (information[:, None] / (1.0 + information[:, None] * others))
+            of_feature = by_family[np.arange(len(self.families)), self.families]
+        else:
+            of_feature = np.asarray(x.T @ information).ravel()
+        per_feature = of_feature * variance[self.families]
         determined = per_feature / (1.0 + per_feature)
         mean_square = np.square(self.weights().mean(axis=1, dtype=np.float64))
         count = len(self.scale)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
@@ -20,10 +19,11 @@ from optimizer.learning.base import BaseModel, load_policy, load_version
 from optimizer.learning.config import LearnerConfig
 from optimizer.learning.critic import Critic
 from optimizer.learning.pools import PoolShelf
-from optimizer.learning.sentinel import Sentinel
+from optimizer.learning.sentinel import Halt, Sentinel
 from optimizer.learning.trainer import PolicyTrainer
 from optimizer.learning.update import UpdateReport
 from optimizer.learning.view import CriticView
+from optimizer.maths.sentinel import Vitals
 from optimizer.store import Manifest, PolicyStore
 from optimizer.stream.log import Append, EventLog, whole
 from optimizer.stream.views import campaign_table, live_policy, policy_table
@@ -32,7 +32,9 @@ from optimizer.types import Outcome, PolicyRecord, Scalar, Stage, to_json
 logger = logging.getLogger(__name__)
 PAUSE_FILE = "learner.paused"
 HALT_FILE = "learner.halted"
+RESUME_FILE = "learner.resumed"  # when an operator last resumed, Unix ms
 STATE_FILE = "learner.state"
+MOST_ANCESTORS = 40  # versions since which the optimizer's state may have been kept
 
 
 class Learner:
@@ -60,6 +62,7 @@ class Learner:
         self._pause = data / PAUSE_FILE if data is not None else None
         self._state_file = data / STATE_FILE if data is not None else None
         self._halt_file = data / HALT_FILE if data is not None else None
+        self._resume_file = data / RESUME_FILE if data is not None else None
         self._halted = ""
         self._campaigns = campaign_table(log)
         self._policies = policy_table(log)
@@ -72,11 +75,13 @@ class Learner:
         self._waiting_since_ms = 0
         self._touched: dict[str, None] = {}
         self._head: str | None = None
-        self._healthy: str | None = None
         self._refused: str | None = None
         self.trainer: PolicyTrainer | None = None
         if base is not None and config.train_policy:
             self.trainer = PolicyTrainer(load_policy(base), config, self.critic, self._shelf, self._campaigns.rows)
+        resumed_ms = self._resumed_ms()
+        if resumed_ms is not None:
+            self.sentinel.forgive(resumed_ms)
         self._adopt()
 
     @property
@@ -117,12 +122,21 @@ class Learner:
         if self._halt_file is None:
             return self._halted
         try:
-            self._halted = self._halt_file.read_text(encoding="utf-8").strip()
+            self._halted = self._halt_file.read_text(encoding="utf-8").strip() or "no reason was kept"
         except FileNotFoundError:
             if self._halted:
                 self._halted = ""
-                self.sentinel.forgive()
+                self.sentinel.forgive(self._resumed_ms())
         return self._halted
+
+    def _resumed_ms(self) -> int | None:
+        """When an operator resumed last, in this process's life or before it; None where that is not known."""
+        if self._resume_file is None:
+            return None
+        try:
+            return int(self._resume_file.read_text(encoding="ascii"))
+        except (FileNotFoundError, ValueError):
+            return None
 
     def _read_outcomes(self) -> int:
         records = self._outcomes.poll(self.config.outcomes_per_poll)
@@ -142,7 +156,7 @@ class Learner:
             # A deleted campaign, or a text that is no longer held: nothing can be learnt from it.
             self.unused_outcomes += 1
             return
-        self.sentinel.note_outcome(outcome, campaign)
+        self.sentinel.note_outcome(outcome)
         if self.critic.add(outcome, campaign, slots):
             if not self._waiting:
                 self._waiting_since_ms = self._clock.now_ms()
@@ -167,56 +181,59 @@ class Learner:
         view = self.critic.view()
         if self.trainer is not None:
             self.trainer.increment(view, self._touched, self._recent_versions())
-        why = self._ails()
-        if why is not None:
-            return self._halt(why)
-        manifest = self._publish(view)
-        if self.sentinel.healthy:
-            self._healthy = manifest.version
-        return manifest
+        halt = self.sentinel.judge(self._vitals(), self._clock.now_ms())
+        return self._publish(view) if halt is None else self._halt(halt)
 
-    def _ails(self) -> str | None:
-        """Why this increment must not go out."""
-        trainer, last = self.trainer, self.last
-        if trainer is None or last is None:
-            return self.sentinel.bait()
+    def _vitals(self) -> Vitals | None:
+        """How the policy of this increment is; None where it has not been touched."""
+        trainer = self.trainer
+        if trainer is None or trainer.last is None or not trainer.measured:
+            return None
+        last = trainer.last
         entropy = last.entropy if last.sequences else math.nan
-        return self.sentinel.judge(
-            self.sentinel.vitals(last.kl, self.config.kl_budget, trainer.kl_before, trainer.kl_step, entropy)
-        )
+        return self.sentinel.vitals(last.kl, self.config.kl_budget, trainer.kl_before, trainer.kl_step, entropy)
 
-    def _halt(self, why: str) -> Manifest:
-        """Learn no further until an operator resumes; the last version that nothing was wrong with is live again."""
+    def _halt(self, halt: Halt) -> Manifest:
+        """Learn no further until an operator resumes; the last version from before it went wrong is live again."""
         assert self._head is not None
-        logger.error("learning is halted: %s; POST /v1/learner/resume goes on", why)
+        logger.error("learning is halted: %s; POST /v1/learner/resume goes on", halt.why)
         if self.trainer is not None:
             self.trainer.take_back()
-        self._halted = why
+        # The log first: where that fails the halt is tried again, and no ill version stays live behind the file.
+        self._log.append([Append("policies", record.version, to_json(record)) for record in self._taken_back(halt)])
+        self._policies.refresh()
+        self._halted = halt.why
         if self._halt_file is not None:
-            self._halt_file.write_text(why + "\n", encoding="utf-8")
-        since: list[PolicyRecord] = []
-        for record in self._policies.stages.live_ones():
-            if record.version == self._healthy:
-                self._take_back(since, why)
-                break
-            since.append(record)
+            temporary = self._halt_file.with_name(HALT_FILE + ".part")
+            temporary.write_text(halt.why + "\n", encoding="utf-8")
+            temporary.replace(self._halt_file)
         return self._store.manifest(self._head)
 
-    def _take_back(self, records: Sequence[PolicyRecord], why: str) -> None:
-        taken = [
-            msgspec.structs.replace(
-                record,
-                stage="rolled_back",
-                ts=self._clock.now_ms(),
-                evidence={**record.evidence, "by": "sentinel", "why": why},
-            )
-            for record in records
+    def _taken_back(self, halt: Halt) -> list[PolicyRecord]:
+        """The records that say so: the versions since then are rolled back, the one that is live then says why. What an
+        operator made live stays, and so does the oldest version whose files are there."""
+        held = set(self._store.versions())
+        lives = list(self._policies.stages.live_ones())
+        good = next(
+            (
+                at
+                for at, record in enumerate(lives)
+                if record.evidence.get("by") == "operator" or (record.ts < halt.since_ms and record.version in held)
+            ),
+            max((at for at, record in enumerate(lives) if record.version in held), default=0),
+        )
+        evidence: dict[str, Scalar | None] = {"by": "sentinel", "why": halt.why}
+        now_ms = self._clock.now_ms()
+        changed = [
+            msgspec.structs.replace(record, stage="rolled_back", ts=now_ms, evidence={**record.evidence, **evidence})
+            for record in lives[:good]
         ]
-        self._log.append([Append("policies", record.version, to_json(record)) for record in taken])
-        self._policies.refresh()
+        return [*changed, msgspec.structs.replace(lives[good], evidence={**lives[good].evidence, "halted": halt.why})]
 
     def _recent_versions(self) -> set[str]:
-        return set(self._store.versions()[-self.config.staleness :])
+        rows = self._policies.rows
+        good = [name for name in self._store.versions() if name not in rows or rows[name].stage != "rolled_back"]
+        return set(good[-self.config.staleness :])
 
     # -- versions ------------------------------------------------------------------------------------------------------
 
@@ -230,10 +247,23 @@ class Learner:
             return
         if live.version not in (self._head, self._refused):
             restarted = self._head is None
-            if self._load_live() and self.trainer is not None:
-                self.trainer.reset(math.inf)
-                if restarted and self._state_file is not None:
-                    self.trainer.restore(self._state_file)
+            if self._load_live():
+                self._take_up(restarted)
+
+    def _take_up(self, restarted: bool) -> None:
+        """The weights are another version's now."""
+        if not restarted:
+            # Somebody has decided on it: what its predecessor did is no longer held against it.
+            self.sentinel.forgive()
+        if self.trainer is None or self._head is None:
+            return
+        self.trainer.policy.version = self._head
+        self.trainer.reset(math.inf)
+        if restarted and self._state_file is not None:
+            rows, ancestors, name = self._policies.rows, [self._head], self._head
+            while name in rows and (parent := rows[name].parent) is not None and len(ancestors) < MOST_ANCESTORS:
+                ancestors.append(name := parent)
+            self.trainer.restore(self._state_file, ancestors)
 
     def _load_live(self) -> bool:
         """Take over the live version's weights. Where its files are damaged the version in use stays (False), after a
@@ -285,8 +315,8 @@ class Learner:
             self.trainer.policy.version = manifest.version
         self._touched.clear()
         if self.increments % 10 == 0:
-            self._store.prune({manifest.version, self._healthy or manifest.version})
-            if self.trainer is not None and self._state_file is not None:
+            self._store.prune({manifest.version})
+            if self.trainer is not None and self._state_file is not None and self.sentinel.healthy:
                 self.trainer.save(self._state_file)
         return manifest
 

@@ -1,43 +1,54 @@
 """The collapse sentinel: watches what the learner publishes and what people do, and says when learning has to stop.
 
-The learner asks it before each version goes out. Where something is wrong, for `patience` increments in a row, the
-learner halts until an operator resumes it, and takes back the versions since the last healthy one."""
+The learner asks it before each version goes out. What looks wrong `patience` times in a row halts learning until an
+operator resumes it; the versions since it began are taken back."""
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Sequence
+import math
+from collections import OrderedDict, deque
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
 
 from optimizer.maths.sentinel import Limits, Response, Vitals, ails, baits, conversions
-from optimizer.types import Campaign, Outcome, Pool
+from optimizer.types import Outcome, Pool
 
 UNKNOWN = float("nan")
 
 
 @dataclass(frozen=True)
 class SentinelConfig:
-    """`patience`: increments in a row that must look ill. `samples`: texts that a figure about samples is made of.
-    `before`, `late`: impressions of generated texts, the first ones and the newest, whose conversions are compared.
-    `delays`: conversions that must have come before anything is said of them. `arrived`: the share of clicks and
-    conversions that is waited for; what comes later than that counts nowhere, so that old and new are treated alike."""
+    """`patience`: times in a row that something must look wrong. `samples`: newest texts that figures about samples are
+    made of, `first_samples`: a campaign's first ones, which they are compared with. `conversions`: in all campaigns
+    together, but `least_conversions` in each at least: a campaign's first impressions that brought its part of them are
+    what its newest, as many, are compared with. `arrived`: the share of clicks and conversions that is waited for; what
+    comes later counts nowhere, so that old and new are treated alike. `kept`: first and newest impressions held a
+    campaign, each; where the first ones bring fewer conversions than that, nothing is said of it."""
 
     patience: int = 3
     samples: int = 512
-    before: int = 1_000
-    late: int = 1_000
-    delays: int = 20
+    first_samples: int = 64
+    conversions: int = 30
+    least_conversions: int = 5
     arrived: float = 0.8
-    kept: int = 20_000
+    kept: int = 10_000
     limits: Limits = field(default_factory=Limits)
 
 
-class _Sampled(NamedTuple):
-    """Sums over one pool's samples."""
+class Halt(NamedTuple):
+    """Why learning has to stop, a phrase; and since when it has been wrong (Unix ms)."""
 
+    why: str
+    since_ms: int
+
+
+class _Sampled(NamedTuple):
+    """Sums over samples of one campaign as it stood (`key`)."""
+
+    key: tuple[str, str]
     texts: int
     distinct: int
     rejected: int
@@ -48,22 +59,45 @@ class _Seen(NamedTuple):
     """One impression of a generated text; `click_ms` after it and `conversion_ms` after the click, -1 where there is
     none."""
 
-    campaign: str
     ts: int
     click_ms: int
     conversion_ms: int
 
 
+class _Watched:
+    """A campaign's impressions by decision, in the order in which they came: its first ones and its newest."""
+
+    def __init__(self, kept: int) -> None:
+        self._kept = kept
+        self._first: dict[str, _Seen] = {}
+        self._newest: OrderedDict[str, _Seen] = OrderedDict()
+
+    def get(self, name: str) -> _Seen | None:
+        return self._first.get(name) or self._newest.get(name)
+
+    def put(self, name: str, one: _Seen) -> None:
+        if name in self._first or (name not in self._newest and len(self._first) < self._kept):
+            self._first[name] = one
+            return
+        self._newest[name] = one
+        if len(self._newest) > self._kept:
+            self._newest.popitem(last=False)
+
+    def since(self, from_ms: int) -> list[_Seen]:
+        return [one for some in (self._first, self._newest) for one in some.values() if one.ts >= from_ms]
+
+
 class Sentinel:
-    """Deterministic, and rebuilt from the log like everything else. Not thread-safe."""
+    """Rebuilt from the log's pools and outcomes, but for how often in a row something has looked wrong. Not
+    thread-safe."""
 
     def __init__(self, config: SentinelConfig) -> None:
         self.config = config
-        self._pools: deque[_Sampled] = deque()
-        self._first = _Sampled(0, 0, 0, 0)
+        self._late: deque[_Sampled] = deque()
+        self._first: dict[tuple[str, str], _Sampled] = {}
         self._ill = 0
-        self._doubtful = False
-        self._seen: dict[str, _Seen] = {}
+        self._since_ms = 0
+        self._seen: dict[str, _Watched] = {}
         self._now_ms = 0
         self._from_ms = 0
 
@@ -72,7 +106,9 @@ class Sentinel:
     def note_pool(self, pool: Pool) -> None:
         """A pool was written."""
         fresh = [text for text in pool.candidates if text.count > 0 and not text.kept]
+        key = (f"{pool.tenant}/{pool.campaign_id}", pool.campaign_hash)
         one = _Sampled(
+            key,
             sum(text.count for text in fresh),
             len(fresh),
             sum(text.count for text in fresh if text.rejected is not None),
@@ -80,20 +116,29 @@ class Sentinel:
         )
         if not one.texts:
             return
-        if self._first.texts < self.config.samples:
-            self._first = _summed([self._first, one])
-        self._pools.append(one)
-        total = sum(pool.texts for pool in self._pools)
-        while total - self._pools[0].texts >= self.config.samples:
-            total -= self._pools.popleft().texts
+        first = self._first.get(key)
+        if first is None or first.texts < self.config.first_samples:
+            self._first[key] = _summed([one] if first is None else [first, one])
+            return
+        self._late.append(one)
+        total = sum(pool.texts for pool in self._late)
+        while total - self._late[0].texts >= self.config.samples:
+            total -= self._late.popleft().texts
 
-    def note_outcome(self, outcome: Outcome, campaign: Campaign) -> None:
-        """A revision came. Campaigns that pay for conversions are learnt for what they pay and are left out."""
+    def note_outcome(self, outcome: Outcome) -> None:
+        """A revision came. Decisions that are paid for conversions are learnt for what they pay and are left out."""
         decision = outcome.decision
         self._now_ms = max(self._now_ms, outcome.as_of)
-        if decision.source != "pool" or campaign.reward.conversion or campaign.reward.value:
+        if decision.source == "control" or decision.reward.conversion or decision.reward.value:
             return
-        known = self._seen.get(outcome.decision_id)
+        place = f"{decision.tenant}/{decision.campaign_id}"
+        seen = self._seen.get(place)
+        if seen is None:
+            seen = self._seen[place] = _Watched(self.config.kept)
+        known = seen.get(outcome.decision_id)
+        if known is None and outcome.revision > 1:
+            # Let go before; when its conversion came is no longer known.
+            return
         click_ms = -1 if outcome.click_ts is None else max(0, outcome.click_ts - outcome.impression_ts)
         conversion_ms = -1
         if outcome.click_ts is not None and outcome.components.conversion > 0:
@@ -101,87 +146,93 @@ class Sentinel:
             conversion_ms = max(0, outcome.as_of - outcome.click_ts)
             if known is not None and known.conversion_ms >= 0:
                 conversion_ms = known.conversion_ms
-        self._seen[outcome.decision_id] = _Seen(
-            f"{decision.tenant}/{decision.campaign_id}", outcome.impression_ts, click_ms, conversion_ms
-        )
+        seen.put(outcome.decision_id, _Seen(outcome.impression_ts, click_ms, conversion_ms))
 
-    def forgive(self) -> None:
-        """An operator has resumed: what was seen so far no longer counts against what comes."""
-        self._ill, self._doubtful = 0, False
-        self._from_ms = self._now_ms
+    def forgive(self, from_ms: int | None = None) -> None:
+        """An operator has decided, at `from_ms` (now): what was before no longer counts."""
+        self._ill = 0
+        self._late.clear()
+        self._from_ms = self._now_ms if from_ms is None else max(self._from_ms, from_ms)
 
     # -- what it makes of it -------------------------------------------------------------------------------------------
 
     def vitals(self, kl: float, kl_budget: float, kl_before: float, kl_step: float, entropy: float) -> Vitals:
-        """The learner's figures together with those of the latest samples."""
-        late, first = _summed(self._pools), self._first
-        enough = late.texts >= self.config.samples // 2 and first.texts >= self.config.samples
+        """The learner's figures together with those of the newest samples, each beside its campaign's first ones."""
+        texts = sum(one.texts for one in self._late)
+        firsts = [(one, self._first[one.key]) for one in self._late]
+        tokens = sum(one.texts * first.tokens / first.texts for one, first in firsts)
+        rejected = sum(one.texts * first.rejected / first.texts for one, first in firsts)
+        enough = texts >= self.config.samples // 2
         return Vitals(
             kl=kl,
             kl_budget=kl_budget,
             kl_before=kl_before,
             kl_step=kl_step,
             entropy=entropy,
-            length=(late.tokens / late.texts) / (first.tokens / first.texts) if enough and first.tokens else UNKNOWN,
-            duplicates=1.0 - late.distinct / late.texts if enough else UNKNOWN,
-            rejected=late.rejected / late.texts if enough else UNKNOWN,
-            rejected_first=first.rejected / first.texts if enough else UNKNOWN,
+            length=sum(one.tokens for one in self._late) / tokens if enough and tokens else UNKNOWN,
+            duplicates=1.0 - sum(one.distinct for one in self._late) / texts if enough else UNKNOWN,
+            rejected=sum(one.rejected for one in self._late) / texts if enough else UNKNOWN,
+            rejected_first=rejected / texts if enough else UNKNOWN,
         )
 
-    def judge(self, vitals: Vitals) -> str | None:
-        """Why learning has to stop, a phrase; None where it may go on."""
-        why = ails(vitals, self.config.limits)
-        self._ill = self._ill + 1 if why is not None else 0
-        if why is not None and self._ill >= self.config.patience:
-            return why
-        return self.bait()
+    def judge(self, vitals: Vitals | None, now_ms: int) -> Halt | None:
+        """Whether learning has to stop. `vitals` None: of the policy nothing new is known."""
+        why = None if vitals is None else ails(vitals, self.config.limits)
+        since_ms = now_ms
+        if why is None:
+            bait = self.bait()
+            if bait is not None:
+                why, since_ms = bait
+        if why is None:
+            self._ill = 0
+            return None
+        if not self._ill:
+            self._since_ms = since_ms
+        self._ill += 1
+        return Halt(why, self._since_ms) if self._ill >= self.config.patience else None
 
     @property
     def healthy(self) -> bool:
-        """Nothing looked wrong when it was asked last, not even a little."""
-        return self._ill == 0 and not self._doubtful
+        """Nothing looked wrong when it was asked last."""
+        return self._ill == 0
 
-    def bait(self) -> str | None:
-        """Clicks up with conversions down, where that can be told."""
-        config = self.config
-        self._forget()
-        seen = sorted((one for one in self._seen.values() if one.ts >= self._from_ms), key=lambda one: one.ts)
-        converted = np.array([one.conversion_ms for one in seen if one.conversion_ms >= 0])
-        if len(converted) < config.delays:
+    def bait(self) -> Halt | None:
+        """Clicks up with conversions down, where that can be told; since the oldest impression that says so."""
+        seen = [some for watched in self._seen.values() if (some := watched.since(self._from_ms))]
+        converted = np.array([one.conversion_ms for some in seen for one in some if one.conversion_ms >= 0])
+        if len(converted) < self.config.conversions:
             return None
-        clicked = np.array([one.click_ms for one in seen if one.click_ms >= 0])
-        click_by, convert_by = np.quantile(clicked, config.arrived), np.quantile(converted, config.arrived)
-        ripe = [one for one in seen if one.ts <= self._now_ms - click_by - convert_by]
-        if len(ripe) < config.before + config.late:
+        clicked = np.array([one.click_ms for some in seen for one in some if one.click_ms >= 0])
+        wanted = max(self.config.least_conversions, math.ceil(self.config.conversions / len(seen)))
+        click_by, convert_by = np.quantile(clicked, self.config.arrived), np.quantile(converted, self.config.arrived)
+        until = self._now_ms - click_by - convert_by
+        before, late, since = [], [], []
+        for some in seen:
+            ripe = [one for one in some if one.ts <= until]
+            converting = np.cumsum([0 <= one.click_ms <= click_by and _converts(one, convert_by) for one in ripe])
+            size = int(np.searchsorted(converting, wanted)) + 1
+            if 2 * size > len(ripe):
+                # Its first impressions are not over yet, or the newest are still among them.
+                continue
+            before.append(_response(ripe[:size], click_by, convert_by))
+            late.append(_response(ripe[-size:], click_by, convert_by))
+            since.append(ripe[-size].ts)
+        if not before:
             return None
-        names = {name: at for at, name in enumerate(dict.fromkeys(one.campaign for one in ripe))}
-        before, late = (
-            _response(some, names, click_by, convert_by) for some in (ripe[: config.before], ripe[-config.late :])
-        )
-        found = conversions(before, late)
-        self._doubtful = found is not None and found.of_shown < 1.0 and found.z < -1.0
-        return None if found is None else baits(found)
-
-    def _forget(self) -> None:
-        """Let go what is neither among the first nor among the newest."""
-        if len(self._seen) <= self.config.kept:
-            return
-        order = sorted(self._seen, key=lambda name: self._seen[name].ts)
-        first = [name for name in order if self._seen[name].ts >= self._from_ms][: self.config.before]
-        keep = {*first, *order[-self.config.kept // 2 :]}
-        self._seen = {name: one for name, one in self._seen.items() if name in keep}
+        found = conversions(Response(*np.array(before).T), Response(*np.array(late).T))
+        why = None if found is None else baits(found)
+        return None if why is None else Halt(why, min(since))
 
 
-def _summed(some: Sequence[_Sampled] | deque[_Sampled]) -> _Sampled:
-    return _Sampled(*(sum(column) for column in zip(*some, strict=True))) if some else _Sampled(0, 0, 0, 0)
+def _converts(one: _Seen, convert_by: float) -> bool:
+    return 0 <= one.conversion_ms <= convert_by
 
 
-def _response(some: Sequence[_Seen], names: dict[str, int], click_by: float, convert_by: float) -> Response:
-    sums = np.zeros((3, len(names)))
-    for one in some:
-        at = names[one.campaign]
-        sums[0, at] += 1
-        if 0 <= one.click_ms <= click_by:
-            sums[1, at] += 1
-            sums[2, at] += 0 <= one.conversion_ms <= convert_by
-    return Response(*sums)
+def _summed(some: Iterable[_Sampled]) -> _Sampled:
+    own = list(some)
+    return _Sampled(own[0].key, *(sum(column) for column in zip(*(one[1:] for one in own), strict=True)))
+
+
+def _response(some: list[_Seen], click_by: float, convert_by: float) -> tuple[float, float, float]:
+    clicked = [one for one in some if 0 <= one.click_ms <= click_by]
+    return float(len(some)), float(len(clicked)), float(sum(_converts(one, convert_by) for one in clicked))

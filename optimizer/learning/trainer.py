@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -35,8 +35,8 @@ STEP_TEXTS = 32  # texts on which the divergence of one version from the one bef
 
 class PolicyTrainer:
     """Weights, optimizer and KL controller of one learner. `kl_step`: nats per sequence by which the last increment
-    moved the policy, nan before the first; `kl_before`: its divergence from the reference before that. Not
-    thread-safe."""
+    moved the policy, nan where that is not known; `kl_before`: its divergence from the reference before that;
+    `measured`: the last increment has measured the policy. Not thread-safe."""
 
     def __init__(
         self,
@@ -59,6 +59,7 @@ class PolicyTrainer:
         self._reward_scale = 0.0
         self._accepted_kl = math.inf
         self._before: dict[str, Tensor] = {}
+        self.measured = False
         self.reset(0.0)
 
     def reset(self, kl: float) -> None:
@@ -70,7 +71,7 @@ class PolicyTrainer:
     def increment(self, view: CriticView, touched: Mapping[str, None], versions: set[str]) -> None:
         """One increment by this critic. `touched`: pools with news; `versions`: those whose pools may train."""
         self._before = {name: value.detach().clone() for name, value in self.policy.trainable().items()}
-        self.kl_before = math.nan if self.last is None else self.last.kl
+        self.kl_before, self.kl_step, self.measured = math.nan if self.last is None else self.last.kl, math.nan, False
         prompts, tokens = self._newest_texts(versions)
         anchor = self.policy.anchor(prompts, tokens) if prompts else None
         self._improve(view, touched, versions)
@@ -96,7 +97,8 @@ class PolicyTrainer:
     def save(self, path: Path) -> None:
         """Keep the optimizer's moments, the KL penalty's weight and the reward's scale; whole or not at all."""
         tensors = {name: np.ascontiguousarray(value) for name, value in self.moments()}
-        facts = {"kl_weight": repr(self.kl.weight), "reward_scale": repr(self._reward_scale)}
+        facts = {"version": self.policy.version, "kl_weight": repr(self.kl.weight)}
+        facts["reward_scale"] = repr(self._reward_scale)
         temporary = path.with_name(path.name + ".part")
         save_file(tensors, temporary, facts)
         temporary.replace(path)
@@ -110,18 +112,22 @@ class PolicyTrainer:
         ]
         return sorted(parts, key=lambda part: part[0])
 
-    def restore(self, path: Path) -> bool:
-        """Take up what `save` kept; False, with nothing changed, where there is none or it is not this model's."""
+    def restore(self, path: Path, versions: Sequence[str]) -> bool:
+        """Take up what `save` kept with one of these versions; False, with nothing changed, where there is none, or it
+        belongs to another version or model."""
         names = self.policy.trainable()
         try:
             with safe_open(path, framework="pt", device=str(self.policy.device)) as file:
                 facts, kept = file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            weight, scale = float(facts["kl_weight"]), float(facts["reward_scale"])
+            weight, scale, version = float(facts["kl_weight"]), float(facts["reward_scale"]), facts["version"]
             state = {name: {moment: kept[f"{moment}.{name}"] for moment in MOMENTS} for name in names} if kept else {}
         except FileNotFoundError:
             return False
         except (SafetensorError, KeyError, ValueError) as error:
             logger.warning("%s: not an optimizer's state of this model (%s); the optimizer begins anew", path, error)
+            return False
+        if version not in versions:
+            logger.info("%s: the optimizer's state belongs to %s, which is not live any more", path, version)
             return False
         if any(state[name]["exp_avg"].shape != value.shape for name, value in names.items() if state):
             logger.warning("%s: the optimizer's state is another model's; the optimizer begins anew", path)
@@ -139,6 +145,7 @@ class PolicyTrainer:
         """The weights as they were before the last increment."""
         if self._before:
             self.policy.put(self._before)
+            self.reset(self._accepted_kl)
 
     def _newest_texts(self, versions: set[str]) -> tuple[list[Prompt], list[tuple[tuple[int, ...], ...]]]:
         """Some of the newest samples, and what they were written for."""
@@ -164,6 +171,7 @@ class PolicyTrainer:
         scale = max(self._reward_scale, 1e-6)
         self._follow_favourites(view)
         self.last = update_policy(self.policy, self._optimizer, batches, self.kl.weight, scale, self.config.update)
+        self.measured = True
         self.skipped_steps += self.last.skipped
         if self.last.sequences:
             narrow = self.last.entropy < self.config.entropy_floor

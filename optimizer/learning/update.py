@@ -90,6 +90,8 @@ def update_policy(
         norm = float(torch.nn.utils.clip_grad_norm_(list(policy.trainable().values()), config.clip))
         if not np.isfinite(norm):
             skipped += 1
+            # What was measured holds all the same.
+            last = report
             continue
         optimizer.step()
         last = report._replace(gradient_norm=norm)

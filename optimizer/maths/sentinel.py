@@ -32,7 +32,7 @@ class Vitals(NamedTuple):
 
 @dataclass(frozen=True)
 class Limits:
-    """What is no longer a healthy policy. Set wide: everyday learning keeps well inside (docs/learning.md)."""
+    """What is no longer a healthy policy; docs/learning.md has what everyday learning shows."""
 
     kl_over: float = 1.05
     kl_step: float = 3.0
@@ -78,42 +78,39 @@ class Response(NamedTuple):
 
 class Conversions(NamedTuple):
     """Conversions of late beside what the clicks of late would have brought at the rates of before. `z`: standard
-    deviations by which there are more; `of_clicks`: their number over that; `of_shown`, `clicks_of_shown`: conversions
-    and clicks over what as many impressions brought before."""
+    deviations by which there are more; `of_shown`, `clicks_of_shown`: conversions and clicks over what as many
+    impressions brought before."""
 
     z: float
-    of_clicks: float
     of_shown: float
     clicks_of_shown: float
 
 
-def conversions(before: Response, late: Response, least_clicks: float = 5.0) -> Conversions | None:
+def conversions(before: Response, late: Response) -> Conversions | None:
     """Compare late with before, campaign by campaign, so that a shift of the traffic between campaigns says nothing.
 
-    Given the clicks, a conversion is a draw with its campaign's chance; that chance is known from `before` with its own
-    sampling error (delta method). Campaigns with fewer than `least_clicks` clicks before are left out; None where no
-    campaign is left, or nothing converted before."""
-    at = (before.clicked >= least_clicks) & (late.shown > 0)
-    if not at.any() or before.converted[at].sum() == 0:
+    z is Mantel's and Haenszel's (1959, Journal of the National Cancer Institute 22): given a campaign's clicks and
+    conversions in all, those of late are hypergeometric if nothing has changed; sparse campaigns bring no bias. None
+    where that has no variance, or nothing was clicked or converted before."""
+    before, late = (Response(*(np.asarray(one, float) for one in some)) for some in (before, late))
+    clicks, converted = before.clicked + late.clicked, before.converted + late.converted
+    at = (before.clicked > 0) & (late.clicked > 0) & (clicks > 1)
+    clicks, converted = clicks[at], converted[at]
+    share = late.clicked[at] / np.maximum(clicks, 1.0)
+    variance = float(np.sum(share * (1 - share) * converted * (clicks - converted) / (clicks - 1.0)))
+    shown = before.shown > 0
+    rate = np.divide(late.shown, before.shown, out=np.zeros_like(late.shown), where=shown)
+    expected_conversions, expected_clicks = float(rate @ before.converted), float(rate @ before.clicked)
+    if variance <= 0 or expected_conversions <= 0 or expected_clicks <= 0:
         return None
-    shown, clicked, converted = (values[at] for values in before)
-    shown_late, clicked_late, converted_late = (values[at] for values in late)
-    # Half a conversion and half a failure more: a campaign without conversions before has no chance of 0.
-    chance = (converted + 0.5) / (clicked + 1.0)
-    expected = float(clicked_late @ chance)
-    variance = float(np.sum(chance * (1 - chance) * (clicked_late + np.square(clicked_late) / (clicked + 1.0))))
-    if expected <= 0 or variance <= 0:
-        return None
-    got = float(converted_late.sum())
     return Conversions(
-        z=(got - expected) / math.sqrt(variance),
-        of_clicks=got / expected,
-        of_shown=got / max(float(shown_late @ (converted / shown)), 1e-12),
-        clicks_of_shown=float(clicked_late.sum()) / max(float(shown_late @ (clicked / shown)), 1e-12),
+        z=float(np.sum(late.converted[at] - converted * share)) / math.sqrt(variance),
+        of_shown=float(late.converted[shown].sum()) / expected_conversions,
+        clicks_of_shown=float(late.clicked[shown].sum()) / expected_clicks,
     )
 
 
-def baits(found: Conversions, least_z: float = 3.0, least_loss: float = 0.1) -> str | None:
+def baits(found: Conversions, least_z: float = 3.5, least_loss: float = 0.1) -> str | None:
     """Clicks up with conversions down, as a phrase; None where there is no such thing.
 
     That clicks convert less is no harm while more of them make up for it: conversions per impression must have fallen

@@ -36,7 +36,7 @@ def effective_sample_size(weights: Array) -> float:
 
 def boltzmann_weights(values: Array, size: float) -> Array:
     """exp(values / eta) / sum, at the temperature eta > 0 at which the effective sample size is `size`: the weights of
-    relative entropy policy search (Peters, Muelling, Altun 2010, AAAI, eq. 8), with the size held in place of the
+    relative entropy policy search (Peters, Muelling, Altun 2010, AAAI), with the size held in place of the
     divergence (of order 2 instead of 1), so that neither the values' unit nor how many there are matters.
 
     Args:
