@@ -10,14 +10,11 @@ from typing import Any
 import msgspec
 
 from optimizer.clock import Clock
+from optimizer.control import HALT_FILE, PAUSE_FILE, RESUME_FILE, halt_reason, put_file
 from optimizer.stream.log import Append, EventLog
 from optimizer.types import PolicyRecord, Stage, to_json
 from serving.problems import Problem, conflict, not_found
 from serving.views import Views
-
-PAUSED_FILE = "learner.paused"
-HALTED_FILE = "learner.halted"
-RESUMED_FILE = "learner.resumed"
 
 
 class Operator:
@@ -81,18 +78,16 @@ class Operator:
 
     def pause(self) -> None:
         """The learner takes no further increment, also after a restart, until `resume`."""
-        paused = self._data / PAUSED_FILE
+        paused = self._data / PAUSE_FILE
         # O_CREAT alone is atomic: the file is there or not, its content says nothing.
         os.close(os.open(paused, os.O_CREAT | os.O_WRONLY, 0o644))
 
     def resume(self) -> None:
         """Learn on, whoever has stopped it: an operator, or the learner's sentinel."""
-        if (self._data / HALTED_FILE).exists():
+        if (self._data / HALT_FILE).exists():
             # First, so that whoever sees the halt gone knows what is forgiven.
-            temporary = self._data / (RESUMED_FILE + ".part")
-            temporary.write_text(str(self._clock.now_ms()), encoding="ascii")
-            temporary.replace(self._data / RESUMED_FILE)
-        for name in (PAUSED_FILE, HALTED_FILE):
+            put_file(self._data / RESUME_FILE, str(self._clock.now_ms()))
+        for name in (PAUSE_FILE, HALT_FILE):
             (self._data / name).unlink(missing_ok=True)
 
     def idle(self) -> bool:
@@ -101,13 +96,10 @@ class Operator:
 
     def halted(self) -> str:
         """Why the learner's sentinel has halted it; empty where it has not."""
-        try:
-            return (self._data / HALTED_FILE).read_text(encoding="utf-8").strip() or "no reason was kept"
-        except FileNotFoundError:
-            return ""
+        return halt_reason(self._data)
 
     def paused(self) -> bool:
-        return (self._data / PAUSED_FILE).exists()
+        return (self._data / PAUSE_FILE).exists()
 
     def _known(self, version: str) -> PolicyRecord:
         self._views.refresh_tables()

@@ -14,6 +14,7 @@ from pathlib import Path
 import msgspec
 
 from optimizer.clock import Clock
+from optimizer.control import HALT_FILE, PAUSE_FILE, halt_reason, put_file, resumed_ms
 from optimizer.errors import StoreError
 from optimizer.learning.base import BaseModel, load_policy, load_version
 from optimizer.learning.config import LearnerConfig
@@ -30,9 +31,6 @@ from optimizer.stream.views import campaign_table, live_policy, policy_table
 from optimizer.types import Outcome, PolicyRecord, Scalar, Stage, to_json
 
 logger = logging.getLogger(__name__)
-PAUSE_FILE = "learner.paused"
-HALT_FILE = "learner.halted"
-RESUME_FILE = "learner.resumed"  # when an operator last resumed, Unix ms
 STATE_FILE = "learner.state"
 MOST_ANCESTORS = 40  # versions since which the optimizer's state may have been kept
 
@@ -59,10 +57,8 @@ class Learner:
         self.unused_outcomes = 0
         self._log, self._store, self._base, self._clock = log, store, base, clock
         self.sentinel = Sentinel(config.sentinel)
-        self._pause = data / PAUSE_FILE if data is not None else None
+        self._data = data
         self._state_file = data / STATE_FILE if data is not None else None
-        self._halt_file = data / HALT_FILE if data is not None else None
-        self._resume_file = data / RESUME_FILE if data is not None else None
         self._halted = ""
         self._campaigns = campaign_table(log)
         self._policies = policy_table(log)
@@ -79,9 +75,8 @@ class Learner:
         self.trainer: PolicyTrainer | None = None
         if base is not None and config.train_policy:
             self.trainer = PolicyTrainer(load_policy(base), config, self.critic, self._shelf, self._campaigns.rows)
-        resumed_ms = self._resumed_ms()
-        if resumed_ms is not None:
-            self.sentinel.forgive(resumed_ms)
+        if data is not None and (resumed := resumed_ms(data)) is not None:
+            self.sentinel.forgive(resumed)
         self._adopt()
 
     @property
@@ -113,30 +108,18 @@ class Learner:
     @property
     def paused(self) -> bool:
         """Paused by an operator (POST /v1/learner/pause)."""
-        return self._pause is not None and self._pause.exists()
+        return self._data is not None and (self._data / PAUSE_FILE).exists()
 
     @property
     def halted(self) -> str:
         """Why the sentinel has halted learning, also before a restart; empty where it has not, or where an operator has
         resumed since (POST /v1/learner/resume)."""
-        if self._halt_file is None:
+        if self._data is None:
             return self._halted
-        try:
-            self._halted = self._halt_file.read_text(encoding="utf-8").strip() or "no reason was kept"
-        except FileNotFoundError:
-            if self._halted:
-                self._halted = ""
-                self.sentinel.forgive(self._resumed_ms())
+        before, self._halted = self._halted, halt_reason(self._data)
+        if before and not self._halted:
+            self.sentinel.forgive(resumed_ms(self._data))
         return self._halted
-
-    def _resumed_ms(self) -> int | None:
-        """When an operator resumed last, in this process's life or before it; None where that is not known."""
-        if self._resume_file is None:
-            return None
-        try:
-            return int(self._resume_file.read_text(encoding="ascii"))
-        except (FileNotFoundError, ValueError):
-            return None
 
     def _read_outcomes(self) -> int:
         records = self._outcomes.poll(self.config.outcomes_per_poll)
@@ -203,10 +186,8 @@ class Learner:
         self._log.append([Append("policies", record.version, to_json(record)) for record in self._taken_back(halt)])
         self._policies.refresh()
         self._halted = halt.why
-        if self._halt_file is not None:
-            temporary = self._halt_file.with_name(HALT_FILE + ".part")
-            temporary.write_text(halt.why + "\n", encoding="utf-8")
-            temporary.replace(self._halt_file)
+        if self._data is not None:
+            put_file(self._data / HALT_FILE, halt.why + "\n")
         return self._store.manifest(self._head)
 
     def _taken_back(self, halt: Halt) -> list[PolicyRecord]:

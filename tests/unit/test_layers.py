@@ -17,6 +17,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     (
         "optimizer.errors",
         "optimizer.clock",
+        "optimizer.control",
         "optimizer.types",
         "optimizer.metrics",
         "optimizer.config",

@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 import torch
 
+from optimizer.control import PAUSE_FILE
 from optimizer.errors import StoreError
 from optimizer.learning import base as base_module
 from optimizer.learning.base import load_policy
 from optimizer.learning.config import LearnerConfig
 from optimizer.learning.critic import CriticConfig
-from optimizer.learning.learner import PAUSE_FILE, Learner
+from optimizer.learning.learner import Learner
 from optimizer.learning.update import UpdateConfig
 from optimizer.learning.view import CriticView
 from optimizer.stream.log import Append, TopicPartition

@@ -10,7 +10,8 @@ import msgspec
 import numpy as np
 import pytest
 
-from optimizer.learning.learner import HALT_FILE, RESUME_FILE, Learner
+from optimizer.control import HALT_FILE, RESUME_FILE
+from optimizer.learning.learner import Learner
 from optimizer.learning.sentinel import Sentinel, SentinelConfig
 from optimizer.maths.sentinel import Conversions, Limits, Response, Vitals, ails, baits, conversions
 from optimizer.stream.views import live_policy, policy_table

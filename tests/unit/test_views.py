@@ -10,10 +10,10 @@ from typing import Any
 import msgspec
 import pytest
 
+from optimizer.control import PAUSE_FILE
 from optimizer.errors import StoreError
 from optimizer.stream.log import Append
 from optimizer.types import Campaign, Decision, Outcome, PolicyRecord, Pool
-from serving.operate import PAUSED_FILE
 from serving.problems import Problem
 from serving.stats import Ledger
 from serving.views import POOLS_KEPT
@@ -237,7 +237,7 @@ def test_pause_and_resume_are_a_file(rig: Rig) -> None:
     client = rig.client()
     for _ in range(2):
         assert client.post("/v1/learner/pause").json() == {"paused": True}
-        assert (rig.data / PAUSED_FILE).exists()
+        assert (rig.data / PAUSE_FILE).exists()
     for _ in range(2):
         assert client.post("/v1/learner/resume").json() == {"paused": False}
         assert not rig.parts.operator.paused()
