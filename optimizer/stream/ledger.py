@@ -174,7 +174,12 @@ class Ledger:
             if held is None:
                 held = OpenDecision(seq, hash_of(key), decision, body, self._extra_ms, stored=True)
             if self.catching_up and not held.settled:
-                self._revise(held, held.current, held.closed)
+                # What others said of it comes first. Where they said nothing, or that was gone through, the log has
+                # what the state has.
+                if self._store.published(decision.decision_id) is None:
+                    held.settled = True
+                else:
+                    self._revise(held, held.current, held.closed)
             self._close_if_due(held)
             if held.due(self._grace_ms) < now:
                 self._let_go(held)

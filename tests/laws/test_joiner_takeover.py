@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from optimizer.errors import ConfigError, Fenced
+from optimizer.stream import partition
 from optimizer.stream.assignment import Assigned
 from optimizer.stream.joiner import Joiner
 from optimizer.stream.log import Append
@@ -57,6 +58,9 @@ def test_joiners_with_their_own_states_take_over_from_each_other_at_any_moment(
     pieces = spread(arrival, data.draw(st.lists(st.integers(0, 5), min_size=2, max_size=6)))
     names = st.sampled_from(["a", "b", "c"])
     with rigs(data.draw(st.sampled_from([1, 3]))) as rig, ExitStack() as stack:
+        # One at a time: a catch-up is then in its midst while timers fire, as a long one is.
+        timers = data.draw(st.sampled_from([1, partition.TIMERS_PER_STEP]))
+        stack.enter_context(pytest.MonkeyPatch.context()).setattr(partition, "TIMERS_PER_STEP", timers)
         rig.joiner.close()
         running: dict[str, Joiner] = {}
         for piece in pieces:
@@ -108,6 +112,30 @@ def test_a_state_that_was_behind_goes_on_from_the_others_revisions(tmp_path: Pat
     assert (values(rig.log, "outcomes"), values(rig.log, "quarantine")) == before, "nothing new, so nothing published"
     last = rig.join(event(D, "x", "retraction", retracts="c"))["d1"]
     assert (last["revision"], last["events"]) == (3, ["i"])
+    rig.close()
+
+
+def test_what_falls_due_in_the_midst_of_a_catch_up_is_not_said_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Found by `make test-faults`: with more than a step's worth to compare, outcomes that nobody else had touched were
+    # published again as they stood before they were closed.
+    monkeypatch.setattr(partition, "TIMERS_PER_STEP", 1)
+    rig = Rig(tmp_path)
+    untouched, later = decision("a"), decision("z", ts=T0 + 3 * HOUR)
+    touched = [decision(f"d{i}") for i in range(3)]
+    rig.join(untouched, *touched, *(event(d, "i") for d in (untouched, *touched)))
+    rig.joiner.close()
+    rig.put(*(event(d, "c", "click", T0 + 5) for d in touched))
+    with other(rig, "second") as second:
+        drain(second)
+    rig.put(later, event(later, "i"))  # everything before it is to be closed
+    rig.joiner = rig._open()
+    last = rig.join()
+    assert [(last[d]["revision"], last[d]["state"]) for d in ("a", "d0", "d1", "d2")] == [
+        (2, "closed"),
+        *[(3, "closed")] * 3,
+    ]
     rig.close()
 
 
