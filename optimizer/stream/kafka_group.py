@@ -83,6 +83,7 @@ class KafkaGroup:
                 with translated(self._config):
                     self._consumer.poll(timeout_ms=POLL_MS)
                     self._consumer.pause(*self._consumer.assignment())
+                self._take_up_lost_rebalance()
             except OSError as error:
                 print(f"group: {error}; trying again", file=sys.stderr, flush=True)
                 self._stopping.wait(RETRY_S)
@@ -90,6 +91,17 @@ class KafkaGroup:
                 self._fault = error
                 break
         self._consumer.close(autocommit=False, timeout_ms=int(CLOSE_S * 1000))
+
+    def _take_up_lost_rebalance(self) -> None:
+        """Begin a rebalance again that kafka-python has forgotten.
+
+        Seen in 3.0.12: the group's leader rebalances because the topic's metadata changed, and forgets that reason as
+        soon as it has dealt the partitions out. A poll that ends between that and the broker's answer leaves a member
+        that waits for nothing: without heartbeats and without partitions for good. Such a member is in the midst of
+        joining and sees no need to join."""
+        coordinator = self._consumer._coordinator
+        if coordinator.rejoining and not coordinator.need_rejoin():
+            coordinator.request_rejoin()
 
 
 class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]

@@ -1,0 +1,55 @@
+"""The membership of a joiner in its group, on a real broker."""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+from kafka import KafkaAdminClient
+
+from deploy.kafka.broker import Broker
+from optimizer.stream import kafka_group
+from optimizer.stream.kafka_group import KafkaGroup
+from optimizer.stream.kafka_log import KafkaLog
+from optimizer.stream.kafka_url import parse_kafka_url
+from tests.kafka_rig import new_prefix, url
+
+# kafka-python leaves the sockets of closed connections to the garbage collector.
+pytestmark = pytest.mark.filterwarnings("ignore:unclosed <s:ResourceWarning")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _collected() -> Iterator[None]:
+    yield
+    gc.collect()
+
+
+def until(true: Callable[[], bool], within_s: float) -> bool:
+    deadline = time.monotonic() + within_s
+    while not true():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.02)
+    return True
+
+
+def test_a_rebalance_left_behind_by_a_polls_end_is_taken_up(broker: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Polls so short that one of them ends in the midst of every rebalance; one that the topic's metadata brings about
+    is forgotten by kafka-python then."""
+    monkeypatch.setattr(kafka_group, "POLL_MS", 1)
+    log = KafkaLog(parse_kafka_url(url(broker, new_prefix()), {}))
+    topic, partitions = log.topic_name("decisions"), log.partitions("decisions")
+    group = KafkaGroup(log.config, "joiner")
+    try:
+        assert until(lambda: group.current().partitions == frozenset(range(partitions)), 30.0)
+        for more in range(partitions + 1, partitions + 6):
+            with KafkaAdminClient(bootstrap_servers=broker.bootstrap) as admin:
+                admin.create_partitions({topic: more})
+            group._consumer._client.cluster.request_update()
+            wanted = frozenset(range(more))
+            assert until(lambda wanted=wanted: group.current().partitions == wanted, 20.0), more  # type: ignore[misc]
+    finally:
+        group.close()
+        log.close()
