@@ -82,7 +82,7 @@ def run_one(run: Run, folder: Path, report: Report) -> Score:
     one_thread()
     world: Any = load_world(run.world, run.seed)
     config = CONFIGS[run.name](LearnerConfig(critic=CriticConfig(seed=run.seed)))
-    generator = GeneratorConfig(kept=0) if "archive" in run.name else GeneratorConfig()
+    generator = GeneratorConfig(kept=0, regrown=0) if "archive" in run.name else GeneratorConfig()
     with mock.patch.object(Critic, "fit", Critic.fit), mock.patch.object(KlController, "updated", KlController.updated):
         if "critic" in run.name:
             Critic.fit = lambda self: 0.0  # type: ignore[method-assign]

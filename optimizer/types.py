@@ -111,7 +111,8 @@ class Candidate(Struct, frozen=True):
     natural logarithms under the distribution that was sampled from (`Pool.decode`). `count` is how many of the pool's
     samples gave this text. `rejected` is None for a text that may be shown, else the gate's reason: such a text is
     never shown and earns exactly 0, so it still takes part in the gradient. `kept` marks a text carried over from an
-    earlier pool: it may be shown but is no sample of this policy, so it takes no part in the gradient.
+    earlier pool or grown from the beginning of one: it may be shown but is no sample of this policy, so it takes no
+    part in the gradient.
     `embedding` is base64 of little-endian float16, the policy's mean hidden state; None where there is none.
     """
 

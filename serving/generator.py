@@ -4,7 +4,7 @@ the traffic."""
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
@@ -16,7 +16,7 @@ from optimizer.errors import StoreError
 from optimizer.ids import campaign_hash, new_id, variant_id
 from optimizer.learning.archive import Archive, most_promising, near_duplicate
 from optimizer.learning.base import BaseModel, load_policy, load_version
-from optimizer.learning.policy import LanguagePolicy, Sample
+from optimizer.learning.policy import LanguagePolicy, Sample, Start
 from optimizer.learning.prompt import Prompt, build_prompt, fill
 from optimizer.learning.view import CriticView
 from optimizer.store import PolicyStore
@@ -34,14 +34,17 @@ Place = tuple[str, str, str]
 class GeneratorConfig:
     """Sizes and limits of the pools.
 
-    `samples`: texts sampled for a pool. `kept`: the most promising texts written before, for any of the campaign's
-    segments, that are carried over.
+    `samples`: texts sampled for a pool. `regrown`: texts that begin as one of the `parents` most promising texts of
+    before does, up to a place drawn at random, and go on as the live version writes; they are no samples of it. `kept`:
+    the most promising texts written before, for any of the campaign's segments, that are carried over.
     `pools_per_step`: places written in one step, all in one batch where their slots agree. `rest_ms`: how long a
     version's other places wait after a batch. `attempts`: rounds of sampling for a pool in which no text passes.
     `most_surprise`: nats; a text with a token less likely than that under the reference model is refused, so that no
     reward can buy broken language."""
 
-    samples: int = 64
+    samples: int = 32
+    regrown: int = 64
+    parents: int = 16
     kept: int = 16
     pools_per_step: int = 4
     attempts: int = 3
@@ -185,6 +188,7 @@ class Generator:
         prompts = [build_prompt(campaign, segment) for campaign, segment in places]
         drawn = self._policy.sample(prompts, samples, self.config.decode, self._torch, cancelled)
         judged = self._judged(places, prompts, drawn)
+        regrown: list[list[Candidate]] = [[] for _ in places] if prefix else self._regrown(places, prompts, cancelled)
         pools = []
         for at, (campaign, segment) in enumerate(places):
             fresh = judged[at]
@@ -199,7 +203,9 @@ class Generator:
             self.sampled += len(fresh)
             for reason in (candidate.rejected for candidate in fresh.values() if candidate.rejected is not None):
                 self.rejected[reason] = self.rejected.get(reason, 0) + 1
-            kept = [] if prefix else self._kept(campaign, segment, fresh)
+            grown = [text for text in regrown[at] if text.variant_id not in fresh]
+            others = {*fresh, *(text.variant_id for text in grown)}
+            kept = [] if prefix else self._kept(campaign, segment, others)
             pools.append(
                 Pool(
                     pool_id=prefix + new_id(self._rng),
@@ -208,7 +214,7 @@ class Generator:
                     segment=segment,
                     policy_version=self._policy.version,
                     campaign_hash=campaign_hash(campaign),
-                    candidates=(*fresh.values(), *kept),
+                    candidates=(*fresh.values(), *grown, *kept),
                     decode=self.config.decode,
                     ts=self._clock.now_ms(),
                 )
@@ -254,12 +260,56 @@ class Generator:
             )
         return found
 
-    def _kept(self, campaign: Campaign, segment: str, fresh: Mapping[str, Candidate]) -> list[Candidate]:
-        """The most promising of the texts written before, for any of the campaign's segments; they may be shown, but
-        are no samples of this version."""
+    def _regrown(
+        self, places: Sequence[tuple[Campaign, str]], prompts: Sequence[Prompt], cancelled: Callable[[], bool]
+    ) -> list[list[Candidate]]:
+        """Each place's texts that go on from the beginnings of promising ones, those that may be shown.
+
+        A whole text that is new mixes what is known to work with what the model would write there; a sample of the
+        model alone meets what works only once the model has learnt it."""
+        starts = [self._starts(campaign, segment) for campaign, segment in places]
+        at = [place for place, some in enumerate(starts) if some]
+        grown: list[list[Candidate]] = [[] for _ in places]
+        if not at:
+            return grown
+        own, their = [places[place] for place in at], [prompts[place] for place in at]
+        begun = [starts[place] for place in at]
+        drawn = self._policy.sample(their, self.config.regrown, self.config.decode, self._torch, cancelled, begun)
+        for place, texts in zip(at, self._judged(own, their, drawn), strict=True):
+            grown[place] = [
+                msgspec.structs.replace(text, count=0, kept=True, log_probs=(), embedding=None)
+                for text in texts.values()
+                if text.rejected is None
+            ]
+        return grown
+
+    def _starts(self, campaign: Campaign, segment: str) -> list[Start]:
+        """`regrown` beginnings of the most promising texts written before; none where there are none."""
+        texts = [text for text in self._archive.texts(campaign) if sum(map(len, text.token_ids)) > 1]
+        if self._critic is None or not texts or not self.config.regrown:
+            return []
+        scores = self._critic.score(self._critic.encode(campaign, segment, texts), {})
+        parents = most_promising(scores, self.config.parents)
+        chosen = self._rng.integers(len(parents), size=self.config.regrown)
+        return [self._cut(texts[parents[one]].token_ids) for one in chosen.tolist()]
+
+    def _cut(self, token_ids: Start) -> Start:
+        """A text's beginning, of one token at least and not the whole of it."""
+        left = int(self._rng.integers(1, sum(map(len, token_ids))))
+        begun: list[tuple[int, ...]] = []
+        for tokens in token_ids:
+            if left < len(tokens):
+                return (*begun, tokens[:left])
+            begun.append(tokens)
+            left -= len(tokens)
+        raise AssertionError("a cut lies inside of the text")
+
+    def _kept(self, campaign: Campaign, segment: str, others: Collection[str]) -> list[Candidate]:
+        """The most promising of the texts written before, for any of the campaign's segments, that are not among the
+        `others` of the pool; they may be shown, but are no samples of this version."""
         if self._critic is None:
             return []
-        texts = [text for text in self._archive.texts(campaign) if text.variant_id not in fresh]
+        texts = [text for text in self._archive.texts(campaign) if text.variant_id not in others]
         if not texts:
             return []
         scores = self._critic.score(self._critic.encode(campaign, segment, texts), {})

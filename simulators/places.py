@@ -58,7 +58,7 @@ def write_pools(bodies: Mapping[str, dict[str, Any]], folder: Path, seed: int, m
     from serving.generator import GeneratorConfig
     from simulators.adloop_agent import AdloopAgent
 
-    agent = AdloopAgent(bodies, folder, seed, model=model, generator=GeneratorConfig(samples=SAMPLES))
+    agent = AdloopAgent(bodies, folder, seed, model=model, generator=GeneratorConfig(samples=SAMPLES, regrown=0))
     try:
         texts: dict[Place, Sequence[Slots]] = {}
         for campaign in agent.views.campaigns(TENANT):

@@ -29,6 +29,10 @@ LEAST_SLOT_TOKENS = 8
 ROWS_AT_ONCE = 256
 
 
+# A text's beginning in tokens, slot by slot: all but the last slot's are whole, and the last's may be empty.
+Start = tuple[tuple[int, ...], ...]
+
+
 class Sample(NamedTuple):
     """One sampled text. `token_ids` and `log_probs` hold one tuple a slot, sampled tokens only; `finished` is False
     where a slot ran into its token limit; `embedding` is base64 of float16[d], the mean hidden state of the sampled
@@ -126,13 +130,19 @@ class LanguagePolicy:
         decode: Decode,
         generator: torch.Generator,
         cancelled: Callable[[], bool] = lambda: False,
+        starts: Sequence[Sequence[Start]] | None = None,
     ) -> list[list[Sample]]:
-        """n samples for each prompt (all with the same slots). Raises Cancelled as soon as `cancelled()` is true."""
+        """n samples for each prompt (all with the same slots). Raises Cancelled as soon as `cancelled()` is true.
+
+        `starts`: of each prompt n beginnings to go on from; `log_probs` and `embedding` are then of the tokens drawn
+        here alone."""
         self.model.eval()
         at_once = max(1, ROWS_AT_ONCE // n)
         samples: list[list[Sample]] = []
-        for start in range(0, len(prompts), at_once):
-            samples += self._sample_together(prompts[start : start + at_once], n, decode, generator, cancelled)
+        for first in range(0, len(prompts), at_once):
+            some = slice(first, first + at_once)
+            begun = None if starts is None else [start for own in starts[some] for start in own]
+            samples += self._sample_together(prompts[some], n, decode, generator, cancelled, begun)
         return samples
 
     def _sample_together(
@@ -142,23 +152,30 @@ class LanguagePolicy:
         decode: Decode,
         generator: torch.Generator,
         cancelled: Callable[[], bool],
+        starts: Sequence[Start] | None,
     ) -> list[list[Sample]]:
         limits = self.slot_tokens(prompts[0])
         rows = [self.prompt_ids(prompt) for prompt in prompts for _ in range(n)]
         ids: list[list[list[int]]] = [[] for _ in rows]
         log_probs: list[list[list[float]]] = [[] for _ in rows]
-        sums: Tensor | None = None
-        for slot, limit in zip(prompts[0].slots, limits, strict=True):
-            head = self.codec.encode(f"{slot.name}:")
-            rows = [row + head for row in rows]
-            repeat = n if not ids[0] else 1
-            written = self._write_line(rows, repeat, limit, decode, generator, cancelled)
-            sums = written.hidden if sums is None else sums + written.hidden
-            for at, (tokens, logs) in enumerate(zip(written.tokens, written.log_probs, strict=True)):
-                ids[at].append(tokens)
+        sums = torch.zeros(len(rows), self._width(), device=self.device)
+        for slot, (described, limit) in enumerate(zip(prompts[0].slots, limits, strict=True)):
+            head = self.codec.encode(f"{described.name}:")
+            given = [_given(start, slot) for start in starts] if starts is not None else [NOTHING_GIVEN] * len(rows)
+            rows = [row + head + list(tokens) for row, (tokens, _) in zip(rows, given, strict=True)]
+            open_ = [at for at, (_, whole) in enumerate(given) if not whole]
+            drawn: dict[int, tuple[list[int], list[float]]] = {}
+            if open_:
+                repeat = n if slot == 0 and starts is None else 1
+                left = max(1, limit - min(len(given[at][0]) for at in open_))
+                written = self._write_line([rows[at] for at in open_], repeat, left, decode, generator, cancelled)
+                sums.index_add_(0, torch.tensor(open_, device=self.device), written.hidden)
+                drawn = dict(zip(open_, zip(written.tokens, written.log_probs, strict=True), strict=True))
+            for at, (begun, _) in enumerate(given):
+                tokens, logs = drawn.get(at, ([], []))
+                ids[at].append([*begun, *tokens])
                 log_probs[at].append(logs)
                 rows[at] = rows[at] + tokens
-        assert sums is not None
         samples = [self._sample(prompts[at // n], ids[at], log_probs[at], sums[at]) for at in range(len(rows))]
         return [samples[start : start + n] for start in range(0, len(samples), n)]
 
@@ -167,7 +184,7 @@ class LanguagePolicy:
             slot.name: self.codec.decode(tokens).split("\n", 1)[0].strip()
             for slot, tokens in zip(prompt.slots, ids, strict=True)
         }
-        count = sum(len(tokens) for tokens in ids)
+        count = sum(len(logs) for logs in log_probs)
         vector = (hidden / max(count, 1)).float().cpu().numpy().astype("<f2")
         return Sample(
             slots=slots,
@@ -389,6 +406,14 @@ class _Packed(NamedTuple):
     chosen: Tensor
     targets: Tensor
     row: Tensor
+
+
+NOTHING_GIVEN: tuple[tuple[int, ...], bool] = ((), False)
+
+
+def _given(start: Start, slot: int) -> tuple[tuple[int, ...], bool]:
+    """What a beginning holds of a slot; whether that is all of the slot."""
+    return (start[slot] if slot < len(start) else (), slot < len(start) - 1)
 
 
 class _Line(NamedTuple):

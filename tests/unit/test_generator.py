@@ -35,7 +35,7 @@ def loop(tiny_model_folder: Path, tmp_path: Path) -> Loop:
     return made
 
 
-MANY = GeneratorConfig(samples=64, kept=2, most_surprise=1e9, decode=SMALL_GENERATOR.decode)
+MANY = GeneratorConfig(samples=64, regrown=0, kept=2, most_surprise=1e9, decode=SMALL_GENERATOR.decode)
 
 
 def test_before_the_first_version_it_writes_nothing(tiny_model_folder: Path, tmp_path: Path) -> None:
@@ -162,6 +162,34 @@ def test_a_new_version_gets_new_pools_that_carry_the_best_texts_over(loop: Loop)
             assert (candidate.count, candidate.token_ids, candidate.log_probs) == (0, (), ())
         variants = [candidate.variant_id for candidate in pool.candidates]
         assert len(set(variants)) == len(variants)
+
+
+def test_texts_are_grown_from_promising_beginnings_and_are_no_samples(loop: Loop) -> None:
+    config = GeneratorConfig(samples=8, regrown=16, parents=4, kept=0, most_surprise=1e9, decode=SMALL_GENERATOR.decode)
+    generator = loop.generator(config)
+    generator.step()
+    first = [candidate for pool in loop.pools() for candidate in pool.candidates]
+    assert not any(candidate.kept for candidate in first)
+    publish(loop, 0.0005)
+    assert generator.step()
+    starts = {c.token_ids[0][0] for c in first if c.rejected is None}
+    new = 0
+    for pool in loop.pools()[2:]:
+        grown = [candidate for candidate in pool.candidates if candidate.kept]
+        assert grown
+        assert len({candidate.variant_id for candidate in pool.candidates}) == len(pool.candidates)
+        assert sum(candidate.count for candidate in pool.candidates) == config.samples
+        for text in grown:
+            assert (text.count, text.log_probs, text.embedding, text.rejected) == (0, (), None, None)
+            assert text.token_ids[0][0] in starts
+        new += len({text.variant_id for text in grown} - {text.variant_id for text in first})
+    assert new
+
+
+def test_a_text_is_cut_inside_of_it(loop: Loop) -> None:
+    generator, text = loop.generator(), ((1, 2, 3), (4, 5))
+    cuts = {generator._cut(text) for _ in range(200)}
+    assert cuts == {((1,),), ((1, 2),), ((1, 2, 3), ()), ((1, 2, 3), (4,))}
 
 
 def test_a_text_that_the_gate_has_come_to_refuse_is_not_carried_over(loop: Loop) -> None:

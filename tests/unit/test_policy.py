@@ -227,3 +227,37 @@ def test_many_slots_with_long_names_fit_the_context(tiny: LanguagePolicy, many: 
         return
     sample = tiny.sample([prompt], 2, Decode(temperature=2.0), torch.Generator().manual_seed(0))[0][0]
     assert len(sample.slots) == many
+
+
+@pytest.mark.parametrize("slots", [ONE, TWO], ids=["one slot", "two slots"])
+@pytest.mark.parametrize("name", ["tiny", "llama"])
+def test_a_text_goes_on_from_its_beginning_with_the_probabilities_of_the_rest(
+    name: str, slots: tuple[Slot, ...], request: pytest.FixtureRequest
+) -> None:
+    policy: LanguagePolicy = request.getfixturevalue(name)
+    prompt, decode = prompts(slots)[0], Decode()
+    whole = draw(policy, slots, decode, n=2)[0]
+    starts = [text.token_ids[: at + 1] for text in whole for at in range(len(slots))]
+    starts = [(*start[:-1], start[-1][:-1]) for start in starts]  # what is still missing: a token at least
+    drawn = policy.sample([prompt], len(starts), decode, torch.Generator().manual_seed(5), starts=[starts])[0]
+    with torch.no_grad():
+        scored = policy.score([prompt] * len(drawn), [text.token_ids for text in drawn], decode).log_prob
+    for start, text, of_all in zip(starts, drawn, scored.tolist(), strict=True):
+        for at, tokens in enumerate(start):
+            assert text.token_ids[at][: len(tokens)] == tokens
+            if at < len(start) - 1:
+                assert (text.token_ids[at], text.log_probs[at]) == (tokens, ())
+            else:
+                assert len(text.log_probs[at]) == len(text.token_ids[at]) - len(tokens) > 0
+        # The logged probabilities are those of the tokens that were drawn, after those that were given.
+        with torch.no_grad():
+            packed = policy._pack([prompt], [text.token_ids])
+            logits = policy._position_logits(packed, reference=False)
+            each = torch.log_softmax(logits.masked_fill(policy._barred, float("-inf")), -1)
+            logged = each.gather(1, packed.targets[:, None])[:, 0]
+        given, expected, begin = sum(text.log_probs, ()), [], 0
+        for tokens, logs in zip(text.token_ids, text.log_probs, strict=True):
+            expected += logged[begin + len(tokens) - len(logs) : begin + len(tokens)].tolist()
+            begin += len(tokens)
+        np.testing.assert_allclose(given, expected, atol=1e-4)
+        assert of_all <= sum(given) + 1e-3
