@@ -109,6 +109,9 @@ class MemoryLog:
     def end(self, at: TopicPartition) -> int:
         return self._ends.get(at, 0)
 
+    def settle(self, topic: str) -> None:
+        """Nothing to wait for."""
+
     def forget(self) -> None:
         """Drop the records that were read, so that a long run does not fill the memory with its own input."""
         for records in self.records.values():
@@ -169,6 +172,11 @@ class MemoryPublisher:
     def __init__(self, log: MemoryLog) -> None:
         self._log = log
         self._end = 0
+
+    @property
+    def doubtful(self) -> bool:
+        """Never: there is no connection."""
+        return False
 
     def begin(self, records: Sequence[Append]) -> None:
         self._log.published += len(records)

@@ -12,8 +12,9 @@ from optimizer.stream.log import EventLog, Record, whole
 
 
 def records(log: EventLog, topic: str) -> Iterator[Record]:
-    """Every record of a topic, partition by partition mixed, up to where it ends now. Raises AdloopError for an unknown
-    topic."""
+    """Every record of a topic, partition by partition mixed, up to where it ends now; what is just being published is
+    waited for. Raises AdloopError for an unknown topic."""
+    log.settle(topic)
     reader = log.reader(whole(log, topic))
     try:
         while batch := reader.poll():

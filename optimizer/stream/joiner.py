@@ -215,6 +215,9 @@ class Joiner:
         for partition, part in self._parts.items():
             if not self._finisher.wait(partition):
                 break
+            if part.doubtful:
+                # All at once with new connections: the timeouts of the old ones would come one after the other.
+                raise OSError("log: its brokers did not answer for a while; all connections are made anew")
             decisions, events = _sources([partition])
             # Asked after the poll: where more has been appended since, the topic counts as not yet read to its end.
             ends = Ends(reader.position(decisions), reader.end(decisions), reader.position(events), reader.end(events))

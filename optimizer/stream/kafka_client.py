@@ -19,7 +19,12 @@ FETCH_BYTES = 32 * 1024 * 1024  # what one reader may hold of fetched records th
 BATCH_BYTES = 256 * 1024  # largest batch of small records that a producer makes
 REQUEST_BYTES = 4 * 1024 * 1024  # room for the largest record
 # A request without an answer for so long means a dead connection: several may have to be found out one after the other.
-REQUEST_TIMEOUT_S = 5.0
+REQUEST_TIMEOUT_S = 3.0
+SETUP_TIMEOUT_S = 5.0  # for a connection with its handshakes, of which each takes an answer
+# A connection that answers, however slowly, is not timed out; an answer that took so long came over another one.
+STALL_S = 5.0
+# What a transaction sends is given up after so long: whoever takes the partition next ends the transaction.
+DELIVERY_TIMEOUT_S = 10.0
 TRANSACTION_TIMEOUT_S = 20.0  # a publisher that died in a transaction holds its readers up for no longer than this
 
 
@@ -136,8 +141,9 @@ class Admin(Protocol):
         """The smallest offsets that can still be read."""
         ...
 
-    def ends(self, places: Collection[Place]) -> dict[Place, int]:
-        """The ends of what can be read: behind the last record that is in no open transaction."""
+    def ends(self, places: Collection[Place], committed: bool = True) -> dict[Place, int]:
+        """The ends of what can be read: behind the last record that is in no open transaction. Not `committed`: behind
+        the last record there is."""
         ...
 
     def close(self) -> None: ...

@@ -76,10 +76,10 @@ class ConfluentAdmin:
         return {name: {key: str(entry.value) for key, entry in found.items()} for name, found in entries.items()}
 
     def starts(self, places: Collection[Place]) -> dict[Place, int]:
-        return self._offsets(places, OffsetSpec.earliest())
+        return self._offsets(places, OffsetSpec.earliest(), committed=True)
 
-    def ends(self, places: Collection[Place]) -> dict[Place, int]:
-        return self._offsets(places, OffsetSpec.latest())
+    def ends(self, places: Collection[Place], committed: bool = True) -> dict[Place, int]:
+        return self._offsets(places, OffsetSpec.latest(), committed)
 
     def close(self) -> None:
         """The library closes it when the last reference goes."""
@@ -103,14 +103,15 @@ class ConfluentAdmin:
         if error.code() in REFUSED:
             self._refused.append(error)
 
-    def _offsets(self, places: Collection[Place], spec: OffsetSpec) -> dict[Place, int]:
+    def _offsets(self, places: Collection[Place], spec: OffsetSpec, committed: bool) -> dict[Place, int]:
+        level = IsolationLevel.READ_COMMITTED if committed else IsolationLevel.READ_UNCOMMITTED
         deadline = time.monotonic() + self._config.timeout_s
         while True:
             try:
                 with translated(self._config):
                     asked = self._admin.list_offsets(
                         {KafkaPlace(*place): spec for place in places},
-                        isolation_level=IsolationLevel.READ_COMMITTED,
+                        isolation_level=level,
                         request_timeout=min(self._config.timeout_s, REQUEST_TIMEOUT_S),
                     )
                     return {Place(at.topic, at.partition): future.result().offset for at, future in asked.items()}

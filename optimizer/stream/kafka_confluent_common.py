@@ -10,7 +10,7 @@ from typing import Any, Final
 from confluent_kafka import KafkaError, KafkaException
 
 from optimizer.errors import AdloopError, ConfigError, Fenced
-from optimizer.stream.kafka_client import REQUEST_TIMEOUT_S
+from optimizer.stream.kafka_client import REQUEST_TIMEOUT_S, SETUP_TIMEOUT_S
 from optimizer.stream.kafka_url import KafkaConfig
 
 LOG: Final = logging.getLogger("optimizer.stream.kafka_confluent")  # where the library's own messages go
@@ -34,7 +34,7 @@ def connection(config: KafkaConfig) -> dict[str, Any]:
     settings: dict[str, Any] = {
         "bootstrap.servers": config.bootstrap,
         "socket.timeout.ms": request_ms,
-        "socket.connection.setup.timeout.ms": request_ms,
+        "socket.connection.setup.timeout.ms": int(min(config.timeout_s, SETUP_TIMEOUT_S) * 1000),
         "api.version.request.timeout.ms": request_ms,
         "client.id": "adloop",
         "security.protocol": config.security_protocol,

@@ -14,6 +14,7 @@ from confluent_kafka import Producer as KafkaProducer
 
 from optimizer.errors import Fenced
 from optimizer.stream.kafka_client import (
+    DELIVERY_TIMEOUT_S,
     FETCH_BYTES,
     REQUEST_BYTES,
     REQUEST_TIMEOUT_S,
@@ -115,7 +116,7 @@ class ConfluentTransactions:
         self._config = config
         self._failed: Exception | None = None
         self._ends: dict[str, int] = {}
-        timeout_s = min(config.timeout_s, TRANSACTION_TIMEOUT_S)
+        timeout_s = min(config.timeout_s, DELIVERY_TIMEOUT_S)
         settings = {
             **_producing(config),
             "transactional.id": transactional_id,

@@ -9,18 +9,20 @@ Every caller has ids by which a repeat is dropped, or writes records that stand 
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Final
 
 from optimizer.clock import Clock, SystemClock
 from optimizer.errors import AdloopError, Fenced
-from optimizer.stream.kafka_client import Client, Message, Place, Producer, Transactions, make_client
+from optimizer.stream.kafka_client import STALL_S, Client, Message, Place, Producer, Transactions, make_client
 from optimizer.stream.kafka_reader import KafkaReader, truncated
 from optimizer.stream.kafka_topics import ensure_topics
 from optimizer.stream.kafka_url import KafkaConfig
 from optimizer.stream.log import MAX_RECORD_BYTES, TOPICS, Append, TopicPartition
 
+SETTLE_S: Final = 0.01  # between two looks at whether transactions have ended
 PUBLISHER_ID: Final = "publisher-"  # with the prefix before and the partition behind it: a transactional id
 
 
@@ -45,6 +47,7 @@ class KafkaLog:
         self._closed = False
         self._appended = threading.Condition()
         self._appends = 0
+        self._stalls = 0
 
     @property
     def client(self) -> str:
@@ -98,8 +101,20 @@ class KafkaLog:
 
     def ends(self, places: Collection[TopicPartition]) -> dict[TopicPartition, int]:
         """`end` of many partitions in one round trip."""
-        found = self._admin.ends(named := self._named(places))
+        with self.watched():
+            found = self._admin.ends(named := self._named(places))
         return {at: found[name] for at, name in zip(places, named, strict=True)}
+
+    def settle(self, topic: str) -> None:
+        """Wait until the transactions that are open in the topic at this moment have ended: after a commit the brokers
+        still need a moment to make it readable. One whose owner died they end themselves; where that takes longer than
+        the configuration waits for an answer, it is left alone."""
+        places = [TopicPartition(topic, p) for p in range(self.partitions(topic))]
+        named = self._named(places)
+        ends = self._admin.ends(named, committed=False)
+        deadline = time.monotonic() + self.config.timeout_s
+        while any(end < ends[at] for at, end in self._admin.ends(named).items()) and time.monotonic() < deadline:
+            time.sleep(SETTLE_S)
 
     def reader(self, positions: Mapping[TopicPartition, int]) -> KafkaReader:
         """A reader of these partitions. Raises LogTruncated where a position lies outside of the log."""
@@ -115,6 +130,21 @@ class KafkaLog:
         self._named([TopicPartition("outcomes", partition)])
         transactions = self._client.transactions(f"{self.config.prefix}{PUBLISHER_ID}{partition}")
         return KafkaPublisher(self, transactions, partition)
+
+    @property
+    def stalls(self) -> int:
+        """How often so far an answer took so long that a dead connection must have been in between."""
+        return self._stalls
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """Around what waits for brokers."""
+        started = time.monotonic()
+        try:
+            yield
+        finally:
+            if time.monotonic() - started >= STALL_S:
+                self._stalls += 1
 
     def appends(self) -> int:
         """Appends made through this object so far."""
@@ -196,6 +226,7 @@ class KafkaPublisher:
         self._transactions = transactions
         self._partition = partition
         self._begun: set[str] = set()  # the topics of what was begun
+        self._stalls = log.stalls
 
     def begin(self, records: Sequence[Append]) -> None:
         """Hand records over in a transaction. Outcomes go to the partition that this right is for, which is where
@@ -210,7 +241,7 @@ class KafkaPublisher:
     def flush(self) -> None:
         """Wait until the brokers have received them."""
         if self._begun:
-            with self._fenced():
+            with self._fenced(), self._log.watched():
                 self._transactions.flush()
 
     def commit(self) -> dict[str, int]:
@@ -218,7 +249,7 @@ class KafkaPublisher:
         if not self._begun:
             return {}
         topics, self._begun = self._begun, set()
-        with self._fenced():
+        with self._fenced(), self._log.watched():
             ends = self._transactions.commit()
         self._log.tell_append()
         return {topic: ends[self._log.topic_name(topic)] for topic in topics}
@@ -227,6 +258,12 @@ class KafkaPublisher:
         """`begin` and `commit`."""
         self.begin(records)
         return self.commit()
+
+    @property
+    def doubtful(self) -> bool:
+        """Whether a connection was found dead since it was made: half-open ones carry nothing, and each is found out by
+        timeouts of its own."""
+        return self._log.stalls != self._stalls
 
     def close(self) -> None:
         """Give up the connection; the right itself ends when another takes it."""

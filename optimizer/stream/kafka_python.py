@@ -19,9 +19,11 @@ from kafka.structs import TopicPartition as KafkaPlace
 from optimizer.errors import AdloopError, ConfigError, Fenced
 from optimizer.stream.kafka_client import (
     BATCH_BYTES,
+    DELIVERY_TIMEOUT_S,
     FETCH_BYTES,
     REQUEST_BYTES,
     REQUEST_TIMEOUT_S,
+    SETUP_TIMEOUT_S,
     TRANSACTION_TIMEOUT_S,
     Message,
     NewTopic,
@@ -133,7 +135,9 @@ class PythonProducer:
     def __init__(self, config: KafkaConfig, transactional_id: str | None = None) -> None:
         self._config = config
         more: dict[str, Any] = {}
+        self._delivery_s = config.timeout_s
         if transactional_id is not None:
+            self._delivery_s = min(config.timeout_s, DELIVERY_TIMEOUT_S)
             more = {
                 "transactional_id": transactional_id,
                 "transaction_timeout_ms": int(TRANSACTION_TIMEOUT_S * 1000),
@@ -143,7 +147,7 @@ class PythonProducer:
                 **connection,
                 acks="all",
                 enable_idempotence=True,
-                delivery_timeout_ms=int(config.timeout_s * 1000),
+                delivery_timeout_ms=int(self._delivery_s * 1000),
                 max_block_ms=int(config.timeout_s * 1000),
                 batch_size=BATCH_BYTES,
                 max_request_size=REQUEST_BYTES,
@@ -175,7 +179,7 @@ class PythonProducer:
     def acknowledged(self, futures: Sequence[Any]) -> list[tuple[int, int]]:
         """Wait for the brokers; returns (partition, offset) of each."""
         # The library ends each by its delivery timeout; the second more only guards against its failing to.
-        deadline = time.monotonic() + self._config.timeout_s + 1.0
+        deadline = time.monotonic() + self._delivery_s + 1.0
         found = [future.get(timeout=max(0.0, deadline - time.monotonic())) for future in futures]
         return [(metadata.partition, metadata.offset) for metadata in found]
 
@@ -320,18 +324,18 @@ class PythonAdmin:
         }
 
     def starts(self, places: Collection[Place]) -> dict[Place, int]:
-        return self._offsets(places, OffsetSpec.EARLIEST)
+        return self._offsets(places, OffsetSpec.EARLIEST, committed=True)
 
-    def ends(self, places: Collection[Place]) -> dict[Place, int]:
-        return self._offsets(places, OffsetSpec.LATEST)
+    def ends(self, places: Collection[Place], committed: bool = True) -> dict[Place, int]:
+        return self._offsets(places, OffsetSpec.LATEST, committed)
 
     def close(self) -> None:
         self._admin.close()
 
-    def _offsets(self, places: Collection[Place], spec: OffsetSpec) -> dict[Place, int]:
+    def _offsets(self, places: Collection[Place], spec: OffsetSpec, committed: bool) -> dict[Place, int]:
         wanted = {KafkaPlace(*place): spec for place in places}
-        committed = IsolationLevel.READ_COMMITTED
-        found = self._answer(lambda: self._admin.list_partition_offsets(wanted, isolation_level=committed))
+        level = IsolationLevel.READ_COMMITTED if committed else IsolationLevel.READ_UNCOMMITTED
+        found = self._answer(lambda: self._admin.list_partition_offsets(wanted, isolation_level=level))
         return {Place(name.topic, name.partition): at.offset for name, at in found.items()}
 
     def _answer(self, ask: Callable[[], Any]) -> Any:
@@ -353,11 +357,12 @@ def connected(config: KafkaConfig) -> Iterator[dict[str, Any]]:
     """The options to make a client with. Where that fails, what the library has opened is closed, which it does not do
     by itself."""
     networks: list[KafkaNetClient] = []
+    setup_ms = int(min(config.timeout_s, SETUP_TIMEOUT_S) * 1000)
 
     def network(**options: Any) -> KafkaNetClient:
         # The network layer knows these two, the clients do not; by default they are 10 s, growing to 30 s.
         setup = ("socket_connection_setup_timeout_ms", "socket_connection_setup_timeout_max_ms")
-        networks.append(KafkaNetClient(**options, **dict.fromkeys(setup, options["request_timeout_ms"])))
+        networks.append(KafkaNetClient(**options, **dict.fromkeys(setup, setup_ms)))
         return networks[-1]
 
     try:

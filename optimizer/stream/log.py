@@ -89,6 +89,12 @@ class Publisher(Protocol):
         """`begin` and `commit`."""
         ...
 
+    @property
+    def doubtful(self) -> bool:
+        """Whether the log did not answer for a while since this right was taken. Its own connection may be dead as
+        well, and would show that only by its timeouts: a new right begins with a new one."""
+        ...
+
     def close(self) -> None: ...
 
 
@@ -116,6 +122,10 @@ class EventLog(Protocol):
 
     def end(self, at: TopicPartition) -> int:
         """The offset that the next record will get."""
+        ...
+
+    def settle(self, topic: str) -> None:
+        """Wait until what is being published to the topic at this moment can be read, or is void."""
         ...
 
     def reader(self, positions: Mapping[TopicPartition, int]) -> LogReader: ...

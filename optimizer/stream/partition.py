@@ -133,14 +133,20 @@ class PartitionJoiner:
 
     # -- a step -------------------------------------------------------------------------------------------------------
 
+    @property
+    def doubtful(self) -> bool:
+        """Whether the log did not answer for a while since the right to publish was taken."""
+        return self._publisher is not None and self._publisher.doubtful
+
     def restore(self) -> None:
         """Everything in memory, from what was last committed: at the start, and after an error.
 
         A publisher that failed does not know whether its records are in the log: a new one reads it there. What another
         one has published is not published again, however often a full disk makes this happen."""
         self._store.rollback()
-        published = self._publisher is not None and not self._unsure
-        if self._publisher is not None and self._unsure:
+        unsure = self._unsure or self.doubtful
+        published = self._publisher is not None and not unsure
+        if self._publisher is not None and unsure:
             self._publisher.close()
             self._publisher = None
         if self._publisher is None:

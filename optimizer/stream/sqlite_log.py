@@ -117,6 +117,10 @@ class SqliteLog:
         with self._lookup_lock:
             return end_of(self._lookup, at)
 
+    def settle(self, topic: str) -> None:
+        """Nothing to wait for: what is in the log can be read."""
+        self._check(TopicPartition(topic, 0))
+
     def reader(self, positions: Mapping[TopicPartition, int]) -> SqliteReader:
         """A reader of these partitions. Raises LogTruncated where a position lies outside of the log."""
         for at, position in positions.items():
@@ -340,6 +344,11 @@ class SqlitePublisher:
         self._partition = partition
         self._epoch = epoch
         self._begun: Sequence[Append] = ()
+
+    @property
+    def doubtful(self) -> bool:
+        """Never: a file has no connection."""
+        return False
 
     def begin(self, records: Sequence[Append]) -> None:
         """Keep them for `commit`: the log has one writer at a time, who must not wait for anyone."""

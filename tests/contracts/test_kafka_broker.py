@@ -7,6 +7,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
@@ -17,6 +18,7 @@ from kafka.structs import TopicPartition as KafkaPlace
 from deploy.kafka.broker import Broker
 from optimizer.clock import SystemClock
 from optimizer.errors import AdloopError, ConfigError, LogTruncated
+from optimizer.stream.dump import dump
 from optimizer.stream.joiner import Joiner
 from optimizer.stream.kafka_client import make_client
 from optimizer.stream.kafka_log import KafkaLog
@@ -141,6 +143,22 @@ def test_open_transactions_are_not_read_and_aborted_ones_are_passed_over(broker:
     assert reader.position(quarantine) == log.end(quarantine) == 3, "the record, the other, and the marker"
     producer.close(timeout=5)
     reader.close()
+    log.close()
+
+
+@both_clients
+def test_a_dump_waits_for_what_is_being_published(broker: Broker, client: str) -> None:
+    log = opened(url(broker, new_prefix(), client))
+    publisher = log.publisher(0)
+    publisher.begin([Append("outcomes", "k", b"1")])
+    publisher.flush()
+    with ThreadPoolExecutor(1) as pool:
+        found = pool.submit(lambda: [entry["value"] for entry in dump(log, "outcomes")])
+        with pytest.raises(TimeoutError):
+            found.result(timeout=0.5)
+        publisher.commit()
+        assert found.result(timeout=20) == [1]
+    publisher.close()
     log.close()
 
 

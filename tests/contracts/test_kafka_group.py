@@ -1,19 +1,22 @@
-"""The membership of a joiner in its group, on a real broker."""
+"""A joiner's connections on a real broker: its membership in a group, and those found dead."""
 
 from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
+from contextlib import closing
 
 import pytest
 from kafka import KafkaAdminClient
 
 from deploy.kafka.broker import Broker
-from optimizer.stream import kafka_group
+from optimizer.stream import kafka_group, kafka_log
+from optimizer.stream.kafka_client import Place
 from optimizer.stream.kafka_group import KafkaGroup
 from optimizer.stream.kafka_log import KafkaLog
 from optimizer.stream.kafka_url import parse_kafka_url
+from optimizer.stream.log import TopicPartition
 from tests.kafka_rig import new_prefix, url
 
 # kafka-python leaves the sockets of closed connections to the garbage collector.
@@ -53,3 +56,25 @@ def test_a_rebalance_left_behind_by_a_polls_end_is_taken_up(broker: Broker, monk
     finally:
         group.close()
         log.close()
+
+
+def test_an_answer_that_takes_long_makes_what_was_there_before_doubtful(
+    broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = KafkaLog(parse_kafka_url(url(broker, new_prefix()), {}))
+    quick, ends = log.publisher(0), log._admin.ends
+
+    def slowly(places: Collection[Place]) -> dict[Place, int]:
+        time.sleep(0.1)
+        return ends(places)
+
+    log.end(TopicPartition("events", 0))
+    assert not quick.doubtful
+    monkeypatch.setattr(kafka_log, "STALL_S", 0.05)
+    monkeypatch.setattr(log._admin, "ends", slowly)
+    log.end(TopicPartition("events", 0))
+    assert quick.doubtful
+    with closing(log.publisher(0)) as new:
+        assert not new.doubtful
+    quick.close()
+    log.close()

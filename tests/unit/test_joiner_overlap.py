@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from optimizer.stream.sqlite_log import SqlitePublisher
 from tests.stream_rig import T0, Rig, decision, event, last_revisions, values
 
 MADE = [decision(f"d{i}", ts=T0 + i) for i in range(24)]
@@ -75,4 +76,24 @@ def test_a_commit_that_fails_behind_a_full_step_loses_and_doubles_nothing(
     last = last_revisions(rig.log)
     assert {name: outcome["events"] for name, outcome in last.items()} == {d.decision_id: ["i", "c"] for d in MADE}
     assert rig.joiner.counts["events"] == 2 * len(MADE)
+    rig.close()
+
+
+@pytest.mark.parametrize("after", [1, 2, 3])
+def test_after_a_dead_connection_every_partition_takes_a_new_one_and_loses_and_doubles_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int
+) -> None:
+    rig = filled(tmp_path)
+    before = [part._publisher for part in rig.joiner._parts.values()]
+    for _ in range(after):
+        rig.joiner.step(max_records=8)
+    # One publisher class serves all partitions: those made before have doubts from here on, new ones have none.
+    monkeypatch.setattr(SqlitePublisher, "doubtful", property(lambda self: self in before))
+    with pytest.raises(OSError, match="all connections are made anew"):
+        rig.joiner.step(max_records=8)
+    last = rig.join()
+    assert {name: outcome["events"] for name, outcome in last.items()} == {d.decision_id: ["i", "c"] for d in MADE}
+    assert not any(part._publisher in before for part in rig.joiner._parts.values())
+    published = [(outcome["decision_id"], outcome["revision"]) for outcome in values(rig.log, "outcomes")]
+    assert len(set(published)) == len(published)
     rig.close()
