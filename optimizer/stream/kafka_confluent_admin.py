@@ -114,7 +114,11 @@ class ConfluentAdmin:
                         isolation_level=level,
                         request_timeout=min(self._config.timeout_s, REQUEST_TIMEOUT_S),
                     )
-                    return {Place(at.topic, at.partition): future.result().offset for at, future in asked.items()}
+                    found = {Place(at.topic, at.partition): future.result().offset for at, future in asked.items()}
+                if unknown := [f"{topic}[{partition}]" for (topic, partition), end in found.items() if end < 0]:
+                    # Where a connection dies under the question, the library may answer "invalid" and raise nothing.
+                    raise OSError(f"kafka: {self._config.bootstrap} did not tell the offsets of {', '.join(unknown)}")
+                return found
             except OSError:
                 if time.monotonic() > deadline:
                     raise

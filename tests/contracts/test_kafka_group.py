@@ -8,6 +8,8 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import closing
 
 import pytest
+from confluent_kafka import OFFSET_INVALID
+from confluent_kafka.admin import ListOffsetsResultInfo
 from kafka import KafkaAdminClient
 
 from deploy.kafka.broker import Broker
@@ -16,7 +18,7 @@ from optimizer.stream.kafka_client import Place
 from optimizer.stream.kafka_group import KafkaGroup
 from optimizer.stream.kafka_log import KafkaLog
 from optimizer.stream.kafka_url import parse_kafka_url
-from optimizer.stream.log import TopicPartition
+from optimizer.stream.log import Append, TopicPartition
 from tests.kafka_rig import new_prefix, url
 
 # kafka-python leaves the sockets of closed connections to the garbage collector.
@@ -77,4 +79,34 @@ def test_an_answer_that_takes_long_makes_what_was_there_before_doubtful(
     with closing(log.publisher(0)) as new:
         assert not new.doubtful
     quick.close()
+    log.close()
+
+
+def test_an_offset_that_the_library_does_not_tell_is_asked_for_again(
+    broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """confluent-kafka answers "invalid", -1001, and raises nothing where a half-open connection dies under it: taken
+    for the log's end it ended a joiner, as if the log had been truncated."""
+    log = KafkaLog(parse_kafka_url(url(broker, new_prefix(), "confluent"), {}))
+    log.append([Append("campaigns", "c", b"{}")])
+    library = log._admin._admin  # type: ignore[attr-defined]
+    asked: list[int] = []
+
+    class Untold:
+        """A future's answer, as the library gives it then."""
+
+        def result(self) -> ListOffsetsResultInfo:
+            return ListOffsetsResultInfo(OFFSET_INVALID, -1, -1)
+
+    class Library:
+        def list_offsets(self, places: Collection[object], **options: object) -> dict[object, object]:
+            asked.append(len(places))
+            return dict.fromkeys(places, Untold()) if len(asked) < 3 else library.list_offsets(places, **options)
+
+        def list_topics(self, timeout: float) -> object:
+            return library.list_topics(timeout=timeout)
+
+    monkeypatch.setattr(log._admin, "_admin", Library())
+    assert log.end(TopicPartition("campaigns", 0)) == 1
+    assert asked == [1, 1, 1]
     log.close()
