@@ -122,7 +122,7 @@ class KafkaLog:
         for at, position in positions.items():
             if not starts[at] <= position <= ends[at]:
                 raise truncated(at, position, starts[at], ends[at])
-        return KafkaReader(self._client.consumer(positions), self, positions, ends, self.config.timeout_s)
+        return KafkaReader(self._client.consumer, self, positions, ends, self.config.timeout_s)
 
     def publisher(self, partition: int) -> KafkaPublisher:
         """Take the right to publish a partition: the brokers fence whoever had its transactional id before, and end

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from bisect import bisect_right
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from operator import attrgetter
 from typing import Final, Protocol
 
@@ -20,6 +20,10 @@ SHARE_S: Final = 0.02  # how long a partition that is behind is waited for, for 
 NEVER_LESS: Final = 8  # a partition is dealt this part of its fair share at least, whatever its records' times are
 ENOUGH: Final = 2  # a deal by times is made up to fair shares where it is less than this part of what was asked for
 LOOK_S: Final = 0.1  # how long a poll waits for a fetch at a time, once it knows that there is something to fetch
+# A consumer that brings nothing of a partition from one look to the next, though there is something, is stuck. It is
+# given twice the time after each that was not faster: where every answer takes seconds, none would ever get anywhere.
+STUCK_S: Final = 5.0
+MOST_STUCK_S: Final = 30.0
 _ts: Final = attrgetter("ts")
 
 
@@ -34,24 +38,38 @@ class KafkaReader:
     """Reads partitions in offset order. Not thread-safe.
 
     An empty poll means the same as on the embedded log: all that could be read when it was called has been. The client
-    library can't say that by itself, so an empty fetch is checked against the partitions' ends.
+    library can't say that by itself, so an empty fetch is checked against the partitions' ends. And a consumer can be
+    stuck: one of librdkafka 2.16 brought nothing of a partition any more after a broker's restart, in 1 of 12, where a
+    new one read on at once. So it is looked after, and replaced.
+
+    Args:
+      consume: makes a consumer that begins at the given positions.
+      offsets: asked for the partitions' ends.
+      positions: where to begin.
+      ends: the partitions' ends when it was made.
+      timeout_s: how long there may be nothing though there is something.
     """
 
     def __init__(
         self,
-        consumer: Consumer,
+        consume: Callable[[Mapping[TopicPartition, int]], Consumer],
         offsets: Offsets,
         positions: Mapping[TopicPartition, int],
         ends: Mapping[TopicPartition, int],
         timeout_s: float,
     ) -> None:
-        self._consumer = consumer
+        self._consume = consume
+        self._consumer = consume(positions)
         self._offsets = offsets
         self._timeout_s = timeout_s
         self._buffers: dict[TopicPartition, list[Record]] = {at: [] for at in positions}
         self._buffered = 0
         self._order = list(positions)
         self._ends: dict[TopicPartition, int] = dict(ends)
+        self._behind: dict[TopicPartition, int] = {}  # at the last look: of which nothing had come, and where it stood
+        self._dry = False  # since then, the consumer had no more to give
+        self._looked = time.monotonic()
+        self._patience_s = STUCK_S
 
     def poll(self, max_records: int = 1000, timeout_s: float = 0.0) -> list[Record]:
         """The next records of all partitions, those first that were appended first, waiting up to `timeout_s` for one:
@@ -61,6 +79,8 @@ class KafkaReader:
         give_up = deadline + self._timeout_s
         wait_s = timeout_s
         while True:
+            if time.monotonic() - self._looked >= self._patience_s:
+                self._look_after()
             if self._buffered < max_records:
                 self._fill(max_records, 0.0 if self._buffered else wait_s)
             if self._buffered > max_records:
@@ -109,13 +129,31 @@ class KafkaReader:
 
     def _fill(self, max_records: int, wait_s: float) -> None:
         try:
-            fetched = self._consumer.poll(max(FILL_RECORDS, max_records), wait_s)
+            fetched = self._consumer.poll(most := max(FILL_RECORDS, max_records), wait_s)
         except OffsetGone as gone:
             first, end = self._offsets.starts([gone.at])[gone.at], self._offsets.ends([gone.at])[gone.at]
             raise truncated(gone.at, gone.position, first, end) from gone
+        self._dry |= sum(map(len, fetched.values())) < most
         for at, records in fetched.items():
             self._buffers[at] += records
             self._buffered += len(records)
+
+    def _look_after(self) -> None:
+        """Replace a consumer that is stuck with a partition, whatever it brings of others."""
+        nothing = [at for at, buffer in self._buffers.items() if not buffer]
+        behind: dict[TopicPartition, int] = {}
+        if nothing:
+            self._ends |= self._offsets.ends(nothing)
+            places = {at: self._consumer.position(at) for at in nothing}
+            behind = {at: position for at, position in places.items() if position < self._ends[at]}
+        if self._dry and any(self._behind.get(at) == position for at, position in behind.items()):
+            stuck, positions = self._consumer, {at: self._consumer.position(at) for at in self._buffers}
+            self._consumer = self._consume(positions)
+            stuck.close()
+            self._patience_s = min(2 * self._patience_s, MOST_STUCK_S)
+        else:
+            self._patience_s = STUCK_S
+        self._behind, self._dry, self._looked = behind, False, time.monotonic()
 
     def _deal(self, max_records: int) -> list[Record]:
         dealt: list[Record] = []

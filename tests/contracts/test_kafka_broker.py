@@ -79,7 +79,7 @@ def test_deleted_records_stop_a_reader_that_needs_them(broker: Broker, client: s
     delete_records(broker, log.topic_name("candidates"), 6)
     # As if they had been deleted after the reader was made: what it has fetched by then it may still give out.
     config = log.config
-    behind = KafkaReader(make_client(config).consumer({at: 0}), log, {at: 0}, log.ends([at]), config.timeout_s)
+    behind = KafkaReader(make_client(config).consumer, log, {at: 0}, log.ends([at]), config.timeout_s)
     assert (log.start(at), log.end(at)) == (6, 10)
     with pytest.raises(LogTruncated, match=r"candidates\[0\]: position 0 .* holds 6 to 10"):
         behind.poll(timeout_s=5)
