@@ -67,6 +67,7 @@ CONFIGS: dict[str, Callable[[Any], Any]] = {
     "without favourites": lambda config: replace(config, favourites=replace(config.favourites, steps=0)),
     "without policy learning": lambda config: replace(config, update=replace(config.update, learning_rate=0.0)),
     "without earlier texts (no archive in pools)": lambda config: config,
+    "without regrown texts (64 samples in a pool)": lambda config: config,
 }
 
 
@@ -82,7 +83,11 @@ def run_one(run: Run, folder: Path, report: Report) -> Score:
     one_thread()
     world: Any = load_world(run.world, run.seed)
     config = CONFIGS[run.name](LearnerConfig(critic=CriticConfig(seed=run.seed)))
-    generator = GeneratorConfig(kept=0, regrown=0) if "archive" in run.name else GeneratorConfig()
+    generator = GeneratorConfig()
+    if "archive" in run.name:
+        generator = replace(generator, kept=0, regrown=0)
+    elif "regrown" in run.name:
+        generator = replace(generator, samples=generator.regrown, regrown=0)
     with mock.patch.object(Critic, "fit", Critic.fit), mock.patch.object(KlController, "updated", KlController.updated):
         if "critic" in run.name:
             Critic.fit = lambda self: 0.0  # type: ignore[method-assign]
