@@ -19,6 +19,7 @@ from optimizer.stream.kafka_confluent_common import LOG, REFUSED, connection, ou
 from optimizer.stream.kafka_url import KafkaConfig
 
 RETRY_S: Final = 0.2
+RENEW_S: Final = 5.0  # what fails for so long is asked through a new client
 
 
 class ConfluentAdmin:
@@ -28,7 +29,7 @@ class ConfluentAdmin:
         self._config = config
         self._refused: list[KafkaError] = []
         with translated(config):
-            self._admin = AdminClient({**connection(config), "error_cb": self._notice}, logger=LOG)
+            self._admin = self._client()
             self._cluster_id = self._connect()
 
     def cluster_id(self) -> str:
@@ -84,6 +85,9 @@ class ConfluentAdmin:
     def close(self) -> None:
         """The library closes it when the last reference goes."""
 
+    def _client(self) -> AdminClient:
+        return AdminClient({**connection(self._config), "error_cb": self._notice}, logger=LOG)
+
     def _connect(self) -> str:
         """Wait for the first broker; a refusal is told only by the callback, while the library tries on."""
         deadline = time.monotonic() + self._config.timeout_s
@@ -106,6 +110,7 @@ class ConfluentAdmin:
     def _offsets(self, places: Collection[Place], spec: OffsetSpec, committed: bool) -> dict[Place, int]:
         level = IsolationLevel.READ_COMMITTED if committed else IsolationLevel.READ_UNCOMMITTED
         deadline = time.monotonic() + self._config.timeout_s
+        renew_at = time.monotonic() + RENEW_S
         while True:
             try:
                 with translated(self._config):
@@ -123,7 +128,12 @@ class ConfluentAdmin:
                 if time.monotonic() > deadline:
                     raise
                 time.sleep(RETRY_S)
-                # After a restart the library asks with the leader's old epoch until it is told of the new one.
+                # After a restart the library asks with the leader's old epoch until it is told of the new one, which
+                # may be never: three of six clients still failed 30 s after a slow restart.
+                if time.monotonic() > renew_at:
+                    renew_at += RENEW_S
+                    with translated(self._config):
+                        self._admin = self._client()
                 with suppress(KafkaException):
                     self._admin.list_topics(timeout=1.0)
 

@@ -8,12 +8,12 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import closing
 
 import pytest
-from confluent_kafka import OFFSET_INVALID
+from confluent_kafka import OFFSET_INVALID, KafkaError, KafkaException
 from confluent_kafka.admin import ListOffsetsResultInfo
 from kafka import KafkaAdminClient
 
 from deploy.kafka.broker import Broker
-from optimizer.stream import kafka_group, kafka_log
+from optimizer.stream import kafka_confluent_admin, kafka_group, kafka_log
 from optimizer.stream.kafka_client import Place
 from optimizer.stream.kafka_group import KafkaGroup
 from optimizer.stream.kafka_log import KafkaLog
@@ -109,4 +109,28 @@ def test_an_offset_that_the_library_does_not_tell_is_asked_for_again(
     monkeypatch.setattr(log._admin, "_admin", Library())
     assert log.end(TopicPartition("campaigns", 0)) == 1
     assert asked == [1, 1, 1]
+    log.close()
+
+
+def test_offsets_that_stay_refused_are_asked_for_through_a_new_client(
+    broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """confluent-kafka went on asking with a leader's epoch of before the broker's restart."""
+    log = KafkaLog(parse_kafka_url(url(broker, new_prefix(), "confluent"), {}))
+    asked: list[object] = []
+
+    class Refused:
+        """A client that learns nothing."""
+
+        def list_offsets(self, places: object, **options: object) -> dict[object, object]:
+            asked.append(places)
+            raise KafkaException(KafkaError(KafkaError.FENCED_LEADER_EPOCH))
+
+        def list_topics(self, timeout: float) -> None:
+            """Nor this way."""
+
+    monkeypatch.setattr(kafka_confluent_admin, "RENEW_S", 0.5)
+    monkeypatch.setattr(log._admin, "_admin", Refused())
+    assert log.end(TopicPartition("campaigns", 0)) == 0
+    assert len(asked) > 1
     log.close()
