@@ -66,7 +66,7 @@ CONFIGS: dict[str, Callable[[Any], Any]] = {
     "without KL controller (fixed weight, no budget)": lambda config: replace(config, kl_budget=1e9),
     "without favourites": lambda config: replace(config, favourites=replace(config.favourites, steps=0)),
     "without policy learning": lambda config: replace(config, update=replace(config.update, learning_rate=0.0)),
-    "without earlier texts (no archive in pools)": lambda config: config,
+    "without earlier texts (96 samples in a pool, no archive)": lambda config: config,
     "without regrown texts (64 samples in a pool)": lambda config: config,
 }
 
@@ -85,7 +85,7 @@ def run_one(run: Run, folder: Path, report: Report) -> Score:
     config = CONFIGS[run.name](LearnerConfig(critic=CriticConfig(seed=run.seed)))
     generator = GeneratorConfig()
     if "archive" in run.name:
-        generator = replace(generator, kept=0, regrown=0)
+        generator = replace(generator, samples=generator.samples + generator.regrown, kept=0, regrown=0)
     elif "regrown" in run.name:
         generator = replace(generator, samples=generator.regrown, regrown=0)
     with mock.patch.object(Critic, "fit", Critic.fit), mock.patch.object(KlController, "updated", KlController.updated):

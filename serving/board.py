@@ -82,7 +82,7 @@ class LiveBoard:
                     continue
                 new = candidate.variant_id not in sheet.texts
                 sheet.remember(candidate.variant_id, text_of(candidate.slots, control=False))
-                if new and not candidate.kept:
+                if new and (not candidate.kept or candidate.token_ids):  # carried over ones have none
                     sheet.newest.appendleft(Fresh(candidate.variant_id, pool.segment, pool.policy_version, pool.ts))
             self.changes += 1
 

@@ -4,7 +4,7 @@ the traffic."""
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
@@ -200,9 +200,7 @@ class Generator:
                     + self._policy.sample([prompts[at]], samples, self.config.decode, self._torch, cancelled)[0]
                 )
                 fresh = self._judged([places[at]], [prompts[at]], [drawn[at]])[0]
-            self.sampled += len(fresh)
-            for reason in (candidate.rejected for candidate in fresh.values() if candidate.rejected is not None):
-                self.rejected[reason] = self.rejected.get(reason, 0) + 1
+            self._count(fresh.values())
             grown = [text for text in regrown[at] if text.variant_id not in fresh]
             others = {*fresh, *(text.variant_id for text in grown)}
             kept = [] if prefix else self._kept(campaign, segment, others)
@@ -220,6 +218,12 @@ class Generator:
                 )
             )
         return pools
+
+    def _count(self, texts: Iterable[Candidate]) -> None:
+        for text in texts:
+            self.sampled += 1
+            if text.rejected is not None:
+                self.rejected[text.rejected] = self.rejected.get(text.rejected, 0) + 1
 
     def _judged(
         self, places: Sequence[tuple[Campaign, str]], prompts: Sequence[Prompt], drawn: Sequence[Sequence[Sample]]
@@ -276,6 +280,7 @@ class Generator:
         begun = [starts[place] for place in at]
         drawn = self._policy.sample(their, self.config.regrown, self.config.decode, self._torch, cancelled, begun)
         for place, texts in zip(at, self._judged(own, their, drawn), strict=True):
+            self._count(texts.values())
             grown[place] = [
                 msgspec.structs.replace(text, count=0, kept=True, log_probs=(), embedding=None)
                 for text in texts.values()

@@ -167,7 +167,7 @@ class LanguagePolicy:
             drawn: dict[int, tuple[list[int], list[float]]] = {}
             if open_:
                 repeat = n if slot == 0 and starts is None else 1
-                left = max(1, limit - min(len(given[at][0]) for at in open_))
+                left = [max(1, limit - len(given[at][0])) for at in open_]
                 written = self._write_line([rows[at] for at in open_], repeat, left, decode, generator, cancelled)
                 sums.index_add_(0, torch.tensor(open_, device=self.device), written.hidden)
                 drawn = dict(zip(open_, zip(written.tokens, written.log_probs, strict=True), strict=True))
@@ -198,12 +198,12 @@ class LanguagePolicy:
         self,
         rows: list[list[int]],
         repeat: int,
-        limit: int,
+        limits: Sequence[int],
         decode: Decode,
         generator: torch.Generator,
         cancelled: Callable[[], bool],
     ) -> _Line:
-        """Sample one line for every row, until each has ended or has `limit` tokens.
+        """Sample one line for every row, until each has ended or has its limit of tokens.
 
         `repeat`: rows come in runs of `repeat` equal ones, so that each run's prompt is read once."""
         count = len(rows)
@@ -224,7 +224,8 @@ class LanguagePolicy:
         # Which of the rows each row of the batch is: those that have ended leave it, in groups, since leaving costs.
         which = torch.arange(count, device=self.device)
         open_ = torch.ones(count, dtype=torch.bool, device=self.device)
-        for _ in range(limit):
+        most = torch.tensor(limits, device=self.device)
+        for step in range(1, max(limits) + 1):
             if cancelled():
                 raise Cancelled
             hidden = self._body(token, mask, position, cache)[:, -1]
@@ -235,12 +236,12 @@ class LanguagePolicy:
                 if still:
                     tokens_out[at].append(drawn_id)
                     logs_out[at].append(log)
-            open_ = open_ & ~self._ends[token[:, 0]]
+            open_ = open_ & ~self._ends[token[:, 0]] & (step < most[which])
             left = int(open_.sum())
             if not left:
                 break
             mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
-            position = position + 1
+            position = position + open_[:, None]  # a row that has ended stays inside of the model's context
             if left < 0.75 * len(open_):
                 kept = open_.nonzero()[:, 0]
                 cache.batch_select_indices(kept)

@@ -186,6 +186,9 @@ class Joiner:
         self._reassign(clean=not stale)
         if stale:
             for part in before:
+                # Each may wait for the brokers; what the group has given to others meanwhile stays theirs.
+                if self._assignment.current() != self._assigned:
+                    self._reassign(clean=False)
                 if part in self._parts.values():
                     part.restore()
             self._close_reader()
@@ -217,6 +220,7 @@ class Joiner:
                 break
             if part.doubtful:
                 # All at once with new connections: the timeouts of the old ones would come one after the other.
+                self._settle()
                 raise OSError("log: its brokers did not answer for a while; all connections are made anew")
             decisions, events = _sources([partition])
             # Asked after the poll: where more has been appended since, the topic counts as not yet read to its end.

@@ -18,11 +18,12 @@ from optimizer.stream.log import Record, TopicPartition
 FETCH_BYTES = 32 * 1024 * 1024  # what one reader may hold of fetched records that nobody has polled yet
 BATCH_BYTES = 256 * 1024  # largest batch of small records that a producer makes
 REQUEST_BYTES = 4 * 1024 * 1024  # room for the largest record
-# A request without an answer for so long means a dead connection: several may have to be found out one after the other.
+# A connection on which a request has no answer for so long is given up for a new one.
 REQUEST_TIMEOUT_S = 3.0
 SETUP_TIMEOUT_S = 5.0  # for a connection with its handshakes, of which each takes an answer
-# A connection that answers, however slowly, is not timed out; an answer that took so long came over another one.
+# An answer that took so long probably came over a second connection: others may be dead, too.
 STALL_S = 5.0
+CALM_S = 30.0  # after others were suspected for that, so long they are not again
 # What a transaction sends is given up after so long: whoever takes the partition next ends the transaction.
 DELIVERY_TIMEOUT_S = 10.0
 TRANSACTION_TIMEOUT_S = 20.0  # a publisher that died in a transaction holds its readers up for no longer than this
@@ -141,9 +142,11 @@ class Admin(Protocol):
         """The smallest offsets that can still be read."""
         ...
 
-    def ends(self, places: Collection[Place], committed: bool = True) -> dict[Place, int]:
+    def ends(
+        self, places: Collection[Place], committed: bool = True, patience_s: float | None = None
+    ) -> dict[Place, int]:
         """The ends of what can be read: behind the last record that is in no open transaction. Not `committed`: behind
-        the last record there is."""
+        the last record there is. It is asked again for `patience_s` (as configured) where nothing answers."""
         ...
 
     def close(self) -> None: ...

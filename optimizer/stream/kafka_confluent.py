@@ -96,7 +96,8 @@ class ConfluentConsumer:
         return max(-1, end)
 
     def close(self) -> None:
-        self._consumer.close()
+        with translated(self._config):
+            self._consumer.close()
 
     def _notice(self, error: KafkaError, at: TopicPartition | None, offset: int | None) -> None:
         if error.code() == KafkaError._PARTITION_EOF and at is not None and offset is not None:

@@ -79,8 +79,10 @@ class ConfluentAdmin:
     def starts(self, places: Collection[Place]) -> dict[Place, int]:
         return self._offsets(places, OffsetSpec.earliest(), committed=True)
 
-    def ends(self, places: Collection[Place], committed: bool = True) -> dict[Place, int]:
-        return self._offsets(places, OffsetSpec.latest(), committed)
+    def ends(
+        self, places: Collection[Place], committed: bool = True, patience_s: float | None = None
+    ) -> dict[Place, int]:
+        return self._offsets(places, OffsetSpec.latest(), committed, patience_s)
 
     def close(self) -> None:
         """The library closes it when the last reference goes."""
@@ -107,19 +109,27 @@ class ConfluentAdmin:
         if error.code() in REFUSED:
             self._refused.append(error)
 
-    def _offsets(self, places: Collection[Place], spec: OffsetSpec, committed: bool) -> dict[Place, int]:
+    def _offsets(
+        self, places: Collection[Place], spec: OffsetSpec, committed: bool, patience_s: float | None = None
+    ) -> dict[Place, int]:
         level = IsolationLevel.READ_COMMITTED if committed else IsolationLevel.READ_UNCOMMITTED
-        deadline = time.monotonic() + self._config.timeout_s
+        deadline = time.monotonic() + (self._config.timeout_s if patience_s is None else patience_s)
         renew_at = time.monotonic() + RENEW_S
+        request_s = min(self._config.timeout_s, REQUEST_TIMEOUT_S)
         while True:
+            # Held on to until it has answered: what is asked of a client that nobody holds is never answered.
+            admin = self._admin
             try:
                 with translated(self._config):
-                    asked = self._admin.list_offsets(
+                    asked = admin.list_offsets(
                         {KafkaPlace(*place): spec for place in places},
                         isolation_level=level,
-                        request_timeout=min(self._config.timeout_s, REQUEST_TIMEOUT_S),
+                        request_timeout=request_s,
                     )
-                    found = {Place(at.topic, at.partition): future.result().offset for at, future in asked.items()}
+                    found = {
+                        Place(at.topic, at.partition): future.result(request_s + 1.0).offset
+                        for at, future in asked.items()
+                    }
                 if unknown := [f"{topic}[{partition}]" for (topic, partition), end in found.items() if end < 0]:
                     # Where a connection dies under the question, the library may answer "invalid" and raise nothing.
                     raise OSError(f"kafka: {self._config.bootstrap} did not tell the offsets of {', '.join(unknown)}")
@@ -132,8 +142,9 @@ class ConfluentAdmin:
                 # may be never: three of six clients still failed 30 s after a slow restart.
                 if time.monotonic() > renew_at:
                     renew_at += RENEW_S
-                    with translated(self._config):
-                        self._admin = self._client()
+                    if self._admin is admin:
+                        with translated(self._config):
+                            self._admin = self._client()
                 with suppress(KafkaException):
                     self._admin.list_topics(timeout=1.0)
 

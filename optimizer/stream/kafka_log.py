@@ -8,6 +8,7 @@ Every caller has ids by which a repeat is dropped, or writes records that stand 
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -16,7 +17,7 @@ from typing import Final
 
 from optimizer.clock import Clock, SystemClock
 from optimizer.errors import AdloopError, Fenced
-from optimizer.stream.kafka_client import STALL_S, Client, Message, Place, Producer, Transactions, make_client
+from optimizer.stream.kafka_client import CALM_S, STALL_S, Client, Message, Place, Producer, Transactions, make_client
 from optimizer.stream.kafka_reader import KafkaReader, truncated
 from optimizer.stream.kafka_topics import ensure_topics
 from optimizer.stream.kafka_url import KafkaConfig
@@ -48,6 +49,7 @@ class KafkaLog:
         self._appended = threading.Condition()
         self._appends = 0
         self._stalls = 0
+        self._stalled = -math.inf
 
     @property
     def client(self) -> str:
@@ -99,10 +101,11 @@ class KafkaLog:
         found = self._admin.starts(named := self._named(places))
         return {at: found[name] for at, name in zip(places, named, strict=True)}
 
-    def ends(self, places: Collection[TopicPartition]) -> dict[TopicPartition, int]:
-        """`end` of many partitions in one round trip."""
+    def ends(self, places: Collection[TopicPartition], patience_s: float | None = None) -> dict[TopicPartition, int]:
+        """`end` of many partitions in one round trip. Raises OSError where nothing answers in `patience_s` (as
+        configured)."""
         with self.watched():
-            found = self._admin.ends(named := self._named(places))
+            found = self._admin.ends(named := self._named(places), patience_s=patience_s)
         return {at: found[name] for at, name in zip(places, named, strict=True)}
 
     def settle(self, topic: str) -> None:
@@ -133,7 +136,8 @@ class KafkaLog:
 
     @property
     def stalls(self) -> int:
-        """How often so far an answer took so long that a dead connection must have been in between."""
+        """How often so far an answer took so long that a dead connection was probably in between; not more often than
+        every `CALM_S`, for new connections cost, and where the brokers are only slow they don't help."""
         return self._stalls
 
     @contextmanager
@@ -143,7 +147,9 @@ class KafkaLog:
         try:
             yield
         finally:
-            if time.monotonic() - started >= STALL_S:
+            now = time.monotonic()
+            if now - started >= STALL_S and now - self._stalled >= CALM_S:
+                self._stalled = now
                 self._stalls += 1
 
     def appends(self) -> int:

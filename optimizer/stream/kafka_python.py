@@ -326,22 +326,26 @@ class PythonAdmin:
     def starts(self, places: Collection[Place]) -> dict[Place, int]:
         return self._offsets(places, OffsetSpec.EARLIEST, committed=True)
 
-    def ends(self, places: Collection[Place], committed: bool = True) -> dict[Place, int]:
-        return self._offsets(places, OffsetSpec.LATEST, committed)
+    def ends(
+        self, places: Collection[Place], committed: bool = True, patience_s: float | None = None
+    ) -> dict[Place, int]:
+        return self._offsets(places, OffsetSpec.LATEST, committed, patience_s)
 
     def close(self) -> None:
         self._admin.close()
 
-    def _offsets(self, places: Collection[Place], spec: OffsetSpec, committed: bool) -> dict[Place, int]:
+    def _offsets(
+        self, places: Collection[Place], spec: OffsetSpec, committed: bool, patience_s: float | None = None
+    ) -> dict[Place, int]:
         wanted = {KafkaPlace(*place): spec for place in places}
         level = IsolationLevel.READ_COMMITTED if committed else IsolationLevel.READ_UNCOMMITTED
-        found = self._answer(lambda: self._admin.list_partition_offsets(wanted, isolation_level=level))
+        found = self._answer(lambda: self._admin.list_partition_offsets(wanted, isolation_level=level), patience_s)
         return {Place(name.topic, name.partition): at.offset for name, at in found.items()}
 
-    def _answer(self, ask: Callable[[], Any]) -> Any:
+    def _answer(self, ask: Callable[[], Any], patience_s: float | None = None) -> Any:
         """What the brokers answer. One that restarts is gone for seconds, and the library gives up at the first
-        connection that is refused or dead: it is asked again until the configuration's time is over."""
-        deadline = time.monotonic() + self._config.timeout_s
+        connection that is refused or dead: it is asked again until its time, or the configuration's, is over."""
+        deadline = time.monotonic() + (self._config.timeout_s if patience_s is None else patience_s)
         while True:
             try:
                 with translated(self._config):

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from bisect import bisect_right
 from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
 from operator import attrgetter
 from typing import Final, Protocol
 
-from optimizer.errors import LogTruncated
+from optimizer.errors import AdloopError, LogTruncated
 from optimizer.stream.kafka_client import Consumer, OffsetGone
 from optimizer.stream.log import Record, TopicPartition
 
@@ -31,7 +33,9 @@ class Offsets(Protocol):
     """What a reader asks of its log: a round trip to the brokers each. Raises OSError where none answers."""
 
     def starts(self, places: Collection[TopicPartition]) -> dict[TopicPartition, int]: ...
-    def ends(self, places: Collection[TopicPartition]) -> dict[TopicPartition, int]: ...
+    def ends(
+        self, places: Collection[TopicPartition], patience_s: float | None = None
+    ) -> dict[TopicPartition, int]: ...
 
 
 class KafkaReader:
@@ -143,13 +147,19 @@ class KafkaReader:
         nothing = [at for at, buffer in self._buffers.items() if not buffer]
         behind: dict[TopicPartition, int] = {}
         if nothing:
-            self._ends |= self._offsets.ends(nothing)
+            try:
+                self._ends |= self._offsets.ends(nothing, patience_s=0.0)
+            except OSError:
+                # Not known now; what others bring must not wait for it.
+                self._looked = time.monotonic()
+                return
             places = {at: self._consumer.position(at) for at in nothing}
             behind = {at: position for at, position in places.items() if position < self._ends[at]}
         if self._dry and any(self._behind.get(at) == position for at, position in behind.items()):
             stuck, positions = self._consumer, {at: self._consumer.position(at) for at in self._buffers}
             self._consumer = self._consume(positions)
-            stuck.close()
+            # Whatever it is stuck with, nobody waits for its good-bye.
+            threading.Thread(target=_close, args=(stuck,), name="kafka-close", daemon=True).start()
             self._patience_s = min(2 * self._patience_s, MOST_STUCK_S)
         else:
             self._patience_s = STUCK_S
@@ -200,6 +210,11 @@ class KafkaReader:
             else:
                 high = middle - 1
         return low
+
+
+def _close(consumer: Consumer) -> None:
+    with suppress(AdloopError, OSError):
+        consumer.close()
 
 
 def truncated(at: TopicPartition, position: int, first: int, end: int) -> LogTruncated:

@@ -144,9 +144,10 @@ class PartitionJoiner:
         A publisher that failed does not know whether its records are in the log: a new one reads it there. What another
         one has published is not published again, however often a full disk makes this happen."""
         self._store.rollback()
-        unsure = self._unsure or self.doubtful
-        published = self._publisher is not None and not unsure
-        if self._publisher is not None and unsure:
+        # Kept until the take-over is through: where that fails it is owed.
+        self._unsure = self._unsure or self.doubtful
+        published = self._publisher is not None and not self._unsure
+        if self._publisher is not None and self._unsure:
             self._publisher.close()
             self._publisher = None
         if self._publisher is None:

@@ -10,8 +10,12 @@ from typing import Any
 
 import pytest
 
+from optimizer.stream import partition
+from optimizer.stream.catch_up import take_over
+from optimizer.stream.joiner import Joiner
+from optimizer.stream.log import EventLog
 from optimizer.stream.sqlite_log import SqlitePublisher
-from tests.stream_rig import T0, Rig, decision, event, last_revisions, values
+from tests.stream_rig import KEYS, T0, Rig, decision, event, last_revisions, values
 
 MADE = [decision(f"d{i}", ts=T0 + i) for i in range(24)]
 
@@ -79,12 +83,13 @@ def test_a_commit_that_fails_behind_a_full_step_loses_and_doubles_nothing(
     rig.close()
 
 
+@pytest.mark.parametrize("doubtful", [(0, 1), (1,)], ids=["all", "the second, with the first staged"])
 @pytest.mark.parametrize("after", [1, 2, 3])
 def test_after_a_dead_connection_every_partition_takes_a_new_one_and_loses_and_doubles_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int, doubtful: tuple[int, ...]
 ) -> None:
     rig = filled(tmp_path)
-    before = [part._publisher for part in rig.joiner._parts.values()]
+    before = [part._publisher for at, part in rig.joiner._parts.items() if at in doubtful]
     for _ in range(after):
         rig.joiner.step(max_records=8)
     # One publisher class serves all partitions: those made before have doubts from here on, new ones have none.
@@ -96,4 +101,37 @@ def test_after_a_dead_connection_every_partition_takes_a_new_one_and_loses_and_d
     assert not any(part._publisher in before for part in rig.joiner._parts.values())
     published = [(outcome["decision_id"], outcome["revision"]) for outcome in values(rig.log, "outcomes")]
     assert len(set(published)) == len(published)
+    rig.close()
+
+
+def test_a_take_over_that_fails_after_a_doubt_is_still_owed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What another joiner has published meanwhile would else get second contents under its revisions."""
+    rig = filled(tmp_path)
+    rig.join()
+    before = [part._publisher for part in rig.joiner._parts.values()]
+    monkeypatch.setattr(SqlitePublisher, "doubtful", property(lambda self: self in before))
+    taken: list[int] = []
+    real = take_over
+
+    def failing(log: EventLog, at: int, *rest: Any) -> None:
+        if not taken.count(-1):
+            taken.append(-1)
+            raise OSError("the disk is full")
+        real(log, at, *rest)
+        taken.append(at)
+
+    monkeypatch.setattr(partition, "take_over", failing)
+    with pytest.raises(OSError, match="all connections are made anew"):
+        rig.joiner.step()
+    with pytest.raises(OSError, match="the disk is full"):
+        rig.joiner.step()
+    with Joiner(rig.log, tmp_path / "other", KEYS, rig.clock, durable=False) as other:
+        rig.put(*(event(d, "c2", "click", d.ts + 2, received_ts=d.ts + 7) for d in MADE))
+        rig.put(*(event(d, "v", "conversion", d.ts + 3, received_ts=d.ts + 8, value=1.0) for d in MADE))
+        while other.step():
+            pass
+    theirs = last_revisions(rig.log)
+    assert rig.join() == theirs
+    assert taken[0] == -1
+    assert {0, 1} <= set(taken)
     rig.close()

@@ -22,11 +22,14 @@ class Log:
         self.speed = speed
         self.consumers: list[Consumer] = []
         self.stuck: set[TopicPartition] = set()
+        self.unanswered = False
 
     def starts(self, places: Collection[TopicPartition]) -> dict[TopicPartition, int]:
         return dict.fromkeys(places, 0)
 
-    def ends(self, places: Collection[TopicPartition]) -> dict[TopicPartition, int]:
+    def ends(self, places: Collection[TopicPartition], patience_s: float | None = None) -> dict[TopicPartition, int]:
+        if patience_s is not None and self.unanswered:
+            raise OSError("no leader")
         return {at: self.sizes[at] for at in places}
 
     def consume(self, positions: Mapping[TopicPartition, int]) -> Consumer:
@@ -136,3 +139,11 @@ def _only_busy(consumer: Consumer, max_records: int, timeout_s: float) -> dict[T
     offset = consumer._positions[BUSY]
     consumer._positions[BUSY] += 1
     return {BUSY: [Record(*BUSY, offset, b"k", b"v", 0)]}
+
+
+def test_others_go_on_where_nobody_tells_a_partitions_end() -> None:
+    log = Log({BUSY: 500, STUCK: 7}, speed=10)
+    log.stuck, log.unanswered = {STUCK}, True
+    reader = log.reader()
+    read = [record for _ in range(20) for record in reader.poll(10)]
+    assert [record.offset for record in read] == list(range(200))

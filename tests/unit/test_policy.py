@@ -261,3 +261,15 @@ def test_a_text_goes_on_from_its_beginning_with_the_probabilities_of_the_rest(
             begin += len(tokens)
         np.testing.assert_allclose(given, expected, atol=1e-4)
         assert of_all <= sum(given) + 1e-3
+
+
+def test_no_text_grows_over_its_slots_limit_beside_a_shorter_beginning(tiny: LanguagePolicy) -> None:
+    prompt = prompts(ONE)[0]
+    limit = tiny.slot_tokens(prompt)[0]
+    words = [token for token in range(len(tiny._ends)) if not tiny._ends[token] and not bool(tiny._barred[token])]
+    starts = [((words[7],) * given,) for given in (1, limit - 2, 3, limit - 1)] * 8
+    decode = Decode(temperature=3.0)
+    drawn = tiny.sample([prompt], len(starts), decode, torch.Generator().manual_seed(1), starts=[starts])[0]
+    lengths = [len(text.token_ids[0]) for text in drawn]
+    assert max(lengths) == limit
+    assert not any(text.finished for text in drawn if not tiny._ends[text.token_ids[0][-1]])
