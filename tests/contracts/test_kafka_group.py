@@ -6,6 +6,7 @@ import gc
 import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import closing
+from typing import Any
 
 import pytest
 from confluent_kafka import OFFSET_INVALID, KafkaError, KafkaException
@@ -66,9 +67,9 @@ def test_an_answer_that_takes_long_makes_what_was_there_before_doubtful(
     log = KafkaLog(parse_kafka_url(url(broker, new_prefix()), {}))
     quick, ends = log.publisher(0), log._admin.ends
 
-    def slowly(places: Collection[Place]) -> dict[Place, int]:
+    def slowly(places: Collection[Place], **options: Any) -> dict[Place, int]:
         time.sleep(0.1)
-        return ends(places)
+        return ends(places, **options)
 
     log.end(TopicPartition("events", 0))
     assert not quick.doubtful
@@ -95,7 +96,7 @@ def test_an_offset_that_the_library_does_not_tell_is_asked_for_again(
     class Untold:
         """A future's answer, as the library gives it then."""
 
-        def result(self) -> ListOffsetsResultInfo:
+        def result(self, timeout: float) -> ListOffsetsResultInfo:
             return ListOffsetsResultInfo(OFFSET_INVALID, -1, -1)
 
     class Library:
