@@ -23,7 +23,9 @@ REQUEST_TIMEOUT_S = 3.0
 SETUP_TIMEOUT_S = 5.0  # for a connection with its handshakes, of which each takes an answer
 # An answer that took so long probably came over a second connection: others may be dead, too.
 STALL_S = 5.0
-CALM_S = 30.0  # after others were suspected for that, so long they are not again
+# No more often in so long are others suspected for that: a fault takes two or three times, slow brokers have no end.
+MOST_STALLS = 5
+CALM_S = 60.0
 # What a transaction sends is given up after so long: whoever takes the partition next ends the transaction.
 DELIVERY_TIMEOUT_S = 10.0
 TRANSACTION_TIMEOUT_S = 20.0  # a publisher that died in a transaction holds its readers up for no longer than this

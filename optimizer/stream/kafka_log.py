@@ -8,16 +8,26 @@ Every caller has ids by which a repeat is dropped, or writes records that stand 
 
 from __future__ import annotations
 
-import math
 import threading
 import time
+from collections import deque
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Final
 
 from optimizer.clock import Clock, SystemClock
 from optimizer.errors import AdloopError, Fenced
-from optimizer.stream.kafka_client import CALM_S, STALL_S, Client, Message, Place, Producer, Transactions, make_client
+from optimizer.stream.kafka_client import (
+    CALM_S,
+    MOST_STALLS,
+    STALL_S,
+    Client,
+    Message,
+    Place,
+    Producer,
+    Transactions,
+    make_client,
+)
 from optimizer.stream.kafka_reader import KafkaReader, truncated
 from optimizer.stream.kafka_topics import ensure_topics
 from optimizer.stream.kafka_url import KafkaConfig
@@ -49,7 +59,7 @@ class KafkaLog:
         self._appended = threading.Condition()
         self._appends = 0
         self._stalls = 0
-        self._stalled = -math.inf
+        self._stalled: deque[float] = deque(maxlen=MOST_STALLS)
 
     @property
     def client(self) -> str:
@@ -137,7 +147,7 @@ class KafkaLog:
     @property
     def stalls(self) -> int:
         """How often so far an answer took so long that a dead connection was probably in between; not more often than
-        every `CALM_S`, for new connections cost, and where the brokers are only slow they don't help."""
+        `MOST_STALLS` in `CALM_S`, for new connections cost, and where the brokers are only slow they don't help."""
         return self._stalls
 
     @contextmanager
@@ -148,8 +158,9 @@ class KafkaLog:
             yield
         finally:
             now = time.monotonic()
-            if now - started >= STALL_S and now - self._stalled >= CALM_S:
-                self._stalled = now
+            calm = len(self._stalled) < MOST_STALLS or now - self._stalled[0] >= CALM_S
+            if now - started >= STALL_S and calm:
+                self._stalled.append(now)
                 self._stalls += 1
 
     def appends(self) -> int:

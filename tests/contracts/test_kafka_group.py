@@ -79,6 +79,14 @@ def test_an_answer_that_takes_long_makes_what_was_there_before_doubtful(
     assert quick.doubtful
     with closing(log.publisher(0)) as new:
         assert not new.doubtful
+    # Where the brokers are slow for good, new connections do not help: work goes on over those there are.
+    for _ in range(kafka_log.MOST_STALLS + 2):
+        log.end(TopicPartition("events", 0))
+    assert log.stalls == kafka_log.MOST_STALLS
+    # A minute later it may be a dead connection again.
+    monkeypatch.setattr(kafka_log, "CALM_S", 0.0)
+    log.end(TopicPartition("events", 0))
+    assert log.stalls == kafka_log.MOST_STALLS + 1
     quick.close()
     log.close()
 
