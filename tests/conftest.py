@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from deploy.kafka.broker import Broker
+
+# The same everywhere, subprocesses included; tests/unit/test_policy_gpu.py alone asks for a GPU.
+os.environ.setdefault("ADLOOP_DEVICE", "cpu")
 
 
 @pytest.fixture(scope="session")

@@ -9,6 +9,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import warnings
 from dataclasses import dataclass
@@ -36,6 +37,7 @@ from optimizer.learning.tokenizer import TextCodec, quiet_transformers
 from optimizer.store import PolicyStore
 
 WHOLE_PARAMETERS = 20_000_000
+DEVICE = re.compile(r"auto|cpu|cuda(?::([0-9]+))?")
 
 
 @dataclass(frozen=True)
@@ -47,8 +49,22 @@ class BaseModel:
 
 
 def device() -> torch.device:
-    """cuda where there is one, else cpu."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """Where models live: what ADLOOP_DEVICE names (cpu, cuda, cuda:1); else cuda where there is one, else cpu. Raises
+    ConfigError for a device that isn't there."""
+    named = os.environ.get("ADLOOP_DEVICE") or "auto"
+    match = DEVICE.fullmatch(named)
+    if match is None:
+        raise ConfigError(
+            f"ADLOOP_DEVICE: got {named[:40]!r}, expected auto, cpu, cuda or cuda:N; correct it or leave it out"
+        )
+    there = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if named == "auto":
+        return torch.device("cuda" if there else "cpu")
+    if named != "cpu" and int(match[1] or 0) >= there:
+        raise ConfigError(
+            f"ADLOOP_DEVICE: got {named!r}, but torch finds {there} CUDA devices here; name one that is there, or cpu"
+        )
+    return torch.device(named)
 
 
 def tiny_model(config: PretrainConfig, progress: Progress) -> Path:

@@ -16,13 +16,17 @@ from optimizer.maths.decoding import least_kept
 from optimizer.types import Decode
 
 BLOCK = 128
+# Logits of the same weights differ by some units in the last place of their type between two batches. A drawn token so
+# near below the cut was above it when it was drawn: without this, bfloat16 calls what it has just written impossible.
+UNITS_OF_ERROR = 8
 # Stands in for -inf where differences are taken: its probability is 0 all the same.
 NEVER = -1e9
 
 
 class Positions(NamedTuple):
     """Of P positions, float32[P]: `log_prob` of the drawn token under the truncated distribution (-inf where it is
-    outside), `kl` nats to the reference and `entropy` nats of the untruncated one. The first two are differentiable."""
+    outside by more than the logits' own error), `kl` nats to the reference and `entropy` nats of the untruncated one.
+    The first two are differentiable."""
 
     log_prob: Tensor
     kl: Tensor
@@ -68,6 +72,16 @@ def _scaled(logits: Tensor, temperature: float, barred: Tensor) -> Tensor:
     return (logits.float() / temperature).masked_fill_(barred, NEVER)
 
 
+def _kept(z: Tensor, least: Tensor, targets: Tensor, dtype: torch.dtype) -> Tensor:
+    """bool[P, V], what the cut leaves of scaled logits z [P, V] that were computed in `dtype`: all from `least` [P, 1]
+    on, and the drawn token if it is below by no more than such logits' error."""
+    kept = z >= least
+    top = z.amax(dim=-1, keepdim=True)
+    error = UNITS_OF_ERROR * torch.finfo(dtype).eps * torch.maximum(top.abs(), least.abs())
+    near = z.gather(1, targets[:, None]) >= least - error
+    return kept.scatter_(1, targets[:, None], near)
+
+
 class _Score(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -81,7 +95,7 @@ class _Score(torch.autograd.Function):
             z = _scaled(logits[at], decode.temperature, barred)
             normal[at] = z.logsumexp(-1, keepdim=True)
             least[at] = least_kept(z, decode)
-            kept = z >= least[at]
+            kept = _kept(z, least[at], targets[at], logits.dtype)
             z -= normal[at]
             p = z.exp()
             mass[at] = (p * kept).sum(-1, keepdim=True)
@@ -104,7 +118,7 @@ class _Score(torch.autograd.Function):
         for start in range(0, len(logits), BLOCK):
             at = slice(start, start + BLOCK)
             z = _scaled(logits[at], ctx.temperature, barred)
-            kept = z >= least[at]
+            kept = _kept(z, least[at], targets[at], logits.dtype)
             z -= normal[at]
             p = z.exp()
             slope = z.sub_(anchor[at]).sub_(kl[at, None]).mul_(by_kl[at])

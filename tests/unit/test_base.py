@@ -160,3 +160,27 @@ def test_adapters_start_the_same_in_every_process(
 def test_up_to_20_million_parameters_are_trained_whole(folder: Path, tmp_path: Path) -> None:
     policy = load_policy(settle(tmp_path / "data", folder))
     assert len(policy.trainable()) == len(list(policy.model.parameters()))
+
+
+@pytest.mark.parametrize("named", ["gpu", "cuda:", "cuda:x", "cpu:0", "mps", " cuda"])
+def test_a_device_that_is_no_name_is_refused(named: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ADLOOP_DEVICE", named)
+    with pytest.raises(ConfigError, match=r"ADLOOP_DEVICE: got .* expected auto, cpu, cuda or cuda:N"):
+        base_module.device()
+
+
+def test_a_device_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    for named, wanted in (("", "cuda"), ("auto", "cuda"), ("cpu", "cpu"), ("cuda", "cuda"), ("cuda:1", "cuda:1")):
+        monkeypatch.setenv("ADLOOP_DEVICE", named)
+        assert str(base_module.device()) == wanted
+    monkeypatch.setenv("ADLOOP_DEVICE", "cuda:2")
+    with pytest.raises(ConfigError, match="'cuda:2', but torch finds 2 CUDA devices"):
+        base_module.device()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setenv("ADLOOP_DEVICE", "cuda")
+    with pytest.raises(ConfigError, match="'cuda', but torch finds 0 CUDA devices"):
+        base_module.device()
+    monkeypatch.setenv("ADLOOP_DEVICE", "")
+    assert str(base_module.device()) == "cpu"

@@ -45,6 +45,27 @@ def test_values_and_gradient_are_those_of_the_composed_functions(decode: Decode)
     torch.testing.assert_close(gradient(*found[:2]), gradient(*wanted[:2]), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("decode", [Decode(1.0, 2), Decode(1.0, 0, 0.5), Decode(1.0, 0, 1.0, 0.9394)], ids=str)
+def test_a_token_that_rounding_put_below_the_cut_is_still_possible(dtype: torch.dtype, decode: Decode) -> None:
+    """It was above when it was drawn: the same weights give logits that differ in their last places. A token that is
+    further below is out, and has no gradient."""
+    logits = torch.full((2, SIZE), -4.0, dtype=dtype)
+    logits[:, 0], logits[:, 1] = 5.0, 4.9375
+    # Two tokens make the cut; the third is next to it.
+    logits[0, 2] = 4.9375 * (1 - 2 * torch.finfo(dtype).eps)
+    logits[1, 2] = 4.9375 * (1 - 60 * torch.finfo(dtype).eps)
+    logits.requires_grad_()
+    targets = torch.tensor([2, 2])
+    found = score_positions(logits, reference_log_probs(logits, 1.0, BARRED), targets, decode, BARRED)
+    p = logits[0, :3].detach().float().softmax(0)
+    assert float(found.log_prob[0].detach()) == pytest.approx(float(p[2].log()), abs=1e-5)
+    assert float(found.log_prob[1].detach()) == -torch.inf
+    (slope,) = torch.autograd.grad(found.log_prob[0], logits)
+    torch.testing.assert_close(slope[0, :3].float(), torch.tensor([0.0, 0.0, 1.0]) - p, atol=5e-3, rtol=0)
+    assert slope[0, 3:].float().abs().max() == 0
+
+
 def test_log_probs_of_drawn_tokens() -> None:
     logits = torch.randn(COUNT, SIZE, generator=torch.Generator().manual_seed(2))
     targets = torch.arange(COUNT) % 4
