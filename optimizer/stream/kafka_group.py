@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Collection
+from functools import partial
 from typing import Final
 
 from kafka import KafkaConsumer
@@ -43,9 +44,10 @@ class KafkaGroup:
         self._assigned = Assigned(0, frozenset())
         self._stopping = threading.Event()
         self._fault: AdloopError | None = None
-        with connected(config) as connection:
-            self._consumer = KafkaConsumer(
-                **connection,
+        self._consumer = connected(
+            config,
+            partial(
+                KafkaConsumer,
                 group_id=config.prefix + group,
                 enable_auto_commit=False,
                 auto_offset_reset="latest",  # never read from: every partition is paused
@@ -55,7 +57,8 @@ class KafkaGroup:
                 heartbeat_interval_ms=min(HEARTBEAT_MS, session_timeout_ms // 3),
                 max_poll_interval_ms=MAX_POLL_MS,
                 metrics_enabled=False,
-            )
+            ),
+        )
         self._consumer.subscribe([config.prefix + "decisions"], listener=_Listener(self))
         self._thread = threading.Thread(target=self._run, name="kafka-group", daemon=True)
         self._thread.start()

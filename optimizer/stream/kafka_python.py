@@ -76,9 +76,10 @@ class PythonConsumer:
         self._names = {at: KafkaPlace(config.prefix + at.topic, at.partition) for at in positions}
         self._places = {name: at for at, name in self._names.items()}
         self._positions = dict(positions)
-        with connected(config) as connection:
-            self._consumer = KafkaConsumer(
-                **connection,
+        self._consumer = connected(
+            config,
+            partial(
+                KafkaConsumer,
                 group_id=None,
                 enable_auto_commit=False,
                 auto_offset_reset="none",
@@ -87,7 +88,8 @@ class PythonConsumer:
                 fetch_max_bytes=FETCH_BYTES,
                 max_partition_fetch_bytes=MAX_RECORD_BYTES,
                 metrics_enabled=False,
-            )
+            ),
+        )
         self._config = config
         self._consumer.assign(list(self._places))
         for at, position in positions.items():
@@ -142,9 +144,10 @@ class PythonProducer:
                 "transactional_id": transactional_id,
                 "transaction_timeout_ms": int(TRANSACTION_TIMEOUT_S * 1000),
             }
-        with connected(config) as connection:
-            self.producer = KafkaProducer(
-                **connection,
+        self.producer = connected(
+            config,
+            partial(
+                KafkaProducer,
                 acks="all",
                 enable_idempotence=True,
                 delivery_timeout_ms=int(self._delivery_s * 1000),
@@ -155,7 +158,8 @@ class PythonProducer:
                 allow_auto_create_topics=False,
                 metrics_enabled=False,
                 **more,
-            )
+            ),
+        )
         self._partitions: dict[str, int] = {}
 
     def send(self, messages: Sequence[Message]) -> list[tuple[int, int]]:
@@ -282,8 +286,7 @@ class PythonAdmin:
 
     def __init__(self, config: KafkaConfig) -> None:
         self._config = config
-        with connected(config) as connection:
-            self._admin = KafkaAdminClient(**connection)
+        self._admin = connected(config, KafkaAdminClient)
 
     def cluster_id(self) -> str:
         return str(self._answer(self._admin.describe_cluster)["cluster_id"])
@@ -356,10 +359,29 @@ class PythonAdmin:
                 time.sleep(RETRY_S)
 
 
+def connected(config: KafkaConfig, make: Callable[..., Any]) -> Any:
+    """A client, made of the options that all of them share.
+
+    The library waits for the first connection it opens as long as it may wait for the first broker: one that a
+    half-open link swallows would take all of the configuration's time. So it gets a part of it, the next one more: slow
+    handshakes have their time in the end."""
+    deadline = time.monotonic() + config.timeout_s
+    wait_s = SETUP_TIMEOUT_S
+    while True:
+        left_s = deadline - time.monotonic()
+        try:
+            with _options(config, max(0.1, min(wait_s, left_s))) as options:
+                return make(**options)
+        except OSError:
+            if time.monotonic() >= deadline:
+                raise
+        wait_s *= 2
+
+
 @contextmanager
-def connected(config: KafkaConfig) -> Iterator[dict[str, Any]]:
-    """The options to make a client with. Where that fails, what the library has opened is closed, which it does not do
-    by itself."""
+def _options(config: KafkaConfig, wait_s: float) -> Iterator[dict[str, Any]]:
+    """The options to make a client with, which waits so long for the first broker. Where that fails, what the library
+    has opened is closed, which it does not do by itself."""
     networks: list[KafkaNetClient] = []
     setup_ms = int(min(config.timeout_s, SETUP_TIMEOUT_S) * 1000)
 
@@ -371,7 +393,11 @@ def connected(config: KafkaConfig) -> Iterator[dict[str, Any]]:
 
     try:
         with translated(config):
-            yield {**_connection(config), "kafka_client": network}
+            yield {
+                **_connection(config),
+                "bootstrap_timeout_ms": int(wait_s * 1000),
+                "kafka_client": network,
+            }
     except BaseException as error:
         for made in networks:
             made.close()
@@ -392,7 +418,6 @@ def _connection(config: KafkaConfig) -> dict[str, Any]:
         "bootstrap_servers": list(config.servers),
         "client_id": "adloop",
         "security_protocol": config.security_protocol,
-        "bootstrap_timeout_ms": timeout_ms,
         "request_timeout_ms": request_ms,
         "reconnect_backoff_max_ms": RECONNECT_MS,
     }

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import gc
+import threading
 import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,13 +16,14 @@ from confluent_kafka.admin import ListOffsetsResultInfo
 from kafka import KafkaAdminClient
 
 from deploy.kafka.broker import Broker
-from optimizer.stream import kafka_confluent_admin, kafka_group, kafka_log
+from optimizer.stream import kafka_confluent_admin, kafka_group, kafka_log, kafka_python
 from optimizer.stream.kafka_client import Place
 from optimizer.stream.kafka_group import KafkaGroup
 from optimizer.stream.kafka_log import KafkaLog
 from optimizer.stream.kafka_url import parse_kafka_url
 from optimizer.stream.log import Append, TopicPartition
-from tests.kafka_rig import new_prefix, url
+from tests.faults.proxy import Proxy
+from tests.kafka_rig import new_prefix, running_broker, url
 
 # kafka-python leaves the sockets of closed connections to the garbage collector.
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed <s:ResourceWarning")
@@ -143,3 +146,24 @@ def test_offsets_that_stay_refused_are_asked_for_through_a_new_client(
     assert log.end(TopicPartition("campaigns", 0)) == 0
     assert len(asked) > 1
     log.close()
+
+
+def test_a_first_connection_that_is_swallowed_does_not_take_all_of_the_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """kafka-python waits for the first connection it opens as long as it may wait for a broker: a publisher that was
+    taken while a link was half-open came 30 s later."""
+    monkeypatch.setattr(kafka_python, "SETUP_TIMEOUT_S", 0.5)
+    with Proxy() as proxy, running_broker(tmp_path, behind={"far": proxy.port}) as running:
+        proxy.target = int(running.address("far").rpartition(":")[2])
+        config = parse_kafka_url(f"kafka://127.0.0.1:{proxy.port}?prefix={new_prefix()}&client=kafka-python", {})
+        proxy.swallow()
+        mended = threading.Timer(0.2, proxy.mend)
+        mended.start()
+        begun = time.monotonic()
+        with closing(KafkaLog(config)) as log:
+            took_s = time.monotonic() - begun
+            log.append([Append("campaigns", "c", b"{}")])
+        mended.join()
+    # 30 s without this; half a second, the next attempt and what a busy machine adds.
+    assert took_s < 15
