@@ -27,7 +27,6 @@ SESSION_TIMEOUT_MS: Final = 10_000  # after so long without a heartbeat, a membe
 HEARTBEAT_MS: Final = 2_000
 POLL_MS: Final = 200
 RETRY_S: Final = 1.0
-MAX_POLL_MS: Final = 300_000
 CLOSE_S: Final = 5.0
 
 
@@ -55,7 +54,10 @@ class KafkaGroup:
                 partition_assignment_strategy=[StickyPartitionAssignor],
                 session_timeout_ms=session_timeout_ms,
                 heartbeat_interval_ms=min(HEARTBEAT_MS, session_timeout_ms // 3),
-                max_poll_interval_ms=MAX_POLL_MS,
+                # The thread polls all the time. This is also how long the brokers wait for members to come back to a
+                # rebalance, and with 5 s more how long an answer to joining is waited for: by default five minutes, in
+                # which a connection that is half-open keeps a member out.
+                max_poll_interval_ms=session_timeout_ms,
                 metrics_enabled=False,
             ),
         )

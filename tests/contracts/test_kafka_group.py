@@ -7,13 +7,14 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import closing
-from pathlib import Path
 from typing import Any
 
 import pytest
 from confluent_kafka import OFFSET_INVALID, KafkaError, KafkaException
 from confluent_kafka.admin import ListOffsetsResultInfo
 from kafka import KafkaAdminClient
+from kafka.net.manager import KafkaConnectionManager
+from kafka.protocol.consumer import JoinGroupRequest
 
 from deploy.kafka.broker import Broker
 from optimizer.stream import kafka_confluent_admin, kafka_group, kafka_log, kafka_python
@@ -148,22 +149,56 @@ def test_offsets_that_stay_refused_are_asked_for_through_a_new_client(
     log.close()
 
 
+@pytest.fixture(scope="module")
+def far(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Broker, Proxy]]:
+    """A broker whose clients come through a proxy."""
+    with Proxy() as proxy, running_broker(tmp_path_factory.mktemp("far"), behind={"far": proxy.port}) as running:
+        proxy.target = int(running.address("far").rpartition(":")[2])
+        yield running, proxy
+
+
+def far_url(proxy: Proxy, prefix: str) -> str:
+    return f"kafka://127.0.0.1:{proxy.port}?prefix={prefix}&client=kafka-python"
+
+
 def test_a_first_connection_that_is_swallowed_does_not_take_all_of_the_time(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    far: tuple[Broker, Proxy], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """kafka-python waits for the first connection it opens as long as it may wait for a broker: a publisher that was
     taken while a link was half-open came 30 s later."""
     monkeypatch.setattr(kafka_python, "SETUP_TIMEOUT_S", 0.5)
-    with Proxy() as proxy, running_broker(tmp_path, behind={"far": proxy.port}) as running:
-        proxy.target = int(running.address("far").rpartition(":")[2])
-        config = parse_kafka_url(f"kafka://127.0.0.1:{proxy.port}?prefix={new_prefix()}&client=kafka-python", {})
-        proxy.swallow()
-        mended = threading.Timer(0.2, proxy.mend)
-        mended.start()
-        begun = time.monotonic()
-        with closing(KafkaLog(config)) as log:
-            took_s = time.monotonic() - begun
-            log.append([Append("campaigns", "c", b"{}")])
-        mended.join()
+    _, proxy = far
+    proxy.swallow()
+    mended = threading.Timer(0.2, proxy.mend)
+    mended.start()
+    begun = time.monotonic()
+    with closing(KafkaLog(parse_kafka_url(far_url(proxy, new_prefix()), {}))) as log:
+        took_s = time.monotonic() - begun
+        log.append([Append("campaigns", "c", b"{}")])
+    mended.join()
     # 30 s without this; half a second, the next attempt and what a busy machine adds.
     assert took_s < 15
+
+
+def test_a_request_to_join_that_is_swallowed_is_made_again(
+    far: tuple[Broker, Proxy], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """kafka-python waits for its answer as long as the brokers may wait for members: five minutes by default."""
+    running, proxy = far
+    prefix = new_prefix()
+    KafkaLog(parse_kafka_url(url(running, prefix), {})).close()  # makes the topics
+    send, joins = KafkaConnectionManager.send, []
+
+    def sent(self: Any, request: Any, *places: Any, **options: Any) -> Any:
+        if isinstance(request, JoinGroupRequest):
+            joins.append(request)
+            if len(joins) == 2:  # the first is told its member's id
+                proxy.swallow()
+                threading.Timer(0.2, proxy.mend).start()
+        return send(self, request, *places, **options)
+
+    monkeypatch.setattr(KafkaConnectionManager, "send", sent)
+    group = KafkaGroup(parse_kafka_url(far_url(proxy, prefix), {}), "g", session_timeout_ms=6_000)
+    assert until(lambda: len(group.current().partitions) == 4, 30.0)
+    assert len(joins) > 2
+    group.close()
