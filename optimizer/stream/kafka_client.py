@@ -74,7 +74,7 @@ class OffsetGone(Exception):
 
 
 class Consumer(Protocol):
-    """Reads fixed partitions (read_committed) from given positions; never resets one by itself. Not thread-safe."""
+    """Reads fixed partitions from given positions; never resets one by itself. Not thread-safe."""
 
     def poll(self, max_records: int, timeout_s: float) -> Mapping[TopicPartition, list[Record]]:
         """What has been fetched, waiting up to `timeout_s` for the first. Empty says nothing about the log's end."""
@@ -160,7 +160,10 @@ class Client(Protocol):
     name: str
 
     def admin(self) -> Admin: ...
-    def consumer(self, positions: Mapping[TopicPartition, int]) -> Consumer: ...
+    def consumer(self, positions: Mapping[TopicPartition, int], committed: bool = True) -> Consumer:
+        """Not `committed`: it reads what is in open and aborted transactions, too."""
+        ...
+
     def producer(self) -> Producer: ...
     def transactions(self, transactional_id: str) -> Transactions: ...
 

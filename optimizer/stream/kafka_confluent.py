@@ -30,8 +30,8 @@ class Confluent:
     def admin(self) -> ConfluentAdmin:
         return ConfluentAdmin(self._config)
 
-    def consumer(self, positions: Mapping[TopicPartition, int]) -> ConfluentConsumer:
-        return ConfluentConsumer(self._config, positions)
+    def consumer(self, positions: Mapping[TopicPartition, int], committed: bool = True) -> ConfluentConsumer:
+        return ConfluentConsumer(self._config, positions, committed)
 
     def producer(self) -> ConfluentProducer:
         return ConfluentProducer(self._config)
@@ -43,7 +43,7 @@ class Confluent:
 class ConfluentConsumer:
     """A Consumer with its partitions assigned by hand; it commits to no group."""
 
-    def __init__(self, config: KafkaConfig, positions: Mapping[TopicPartition, int]) -> None:
+    def __init__(self, config: KafkaConfig, positions: Mapping[TopicPartition, int], committed: bool) -> None:
         self._config = config
         self._positions = dict(positions)
         self._names = {at: KafkaPlace(config.prefix + at.topic, at.partition) for at in positions}
@@ -54,7 +54,7 @@ class ConfluentConsumer:
             "enable.auto.commit": False,
             "enable.auto.offset.store": False,
             "auto.offset.reset": "error",
-            "isolation.level": "read_committed",
+            "isolation.level": "read_committed" if committed else "read_uncommitted",
             "enable.partition.eof": True,  # tells the position behind markers, too
             "allow.auto.create.topics": False,
             "fetch.message.max.bytes": MAX_RECORD_BYTES,

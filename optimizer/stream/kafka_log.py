@@ -8,6 +8,7 @@ Every caller has ids by which a repeat is dropped, or writes records that stand 
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections import deque
@@ -31,9 +32,12 @@ from optimizer.stream.kafka_client import (
 from optimizer.stream.kafka_reader import KafkaReader, truncated
 from optimizer.stream.kafka_topics import ensure_topics
 from optimizer.stream.kafka_url import KafkaConfig
-from optimizer.stream.log import MAX_RECORD_BYTES, TOPICS, Append, TopicPartition
+from optimizer.stream.log import MAX_RECORD_BYTES, TOPICS, Append, Record, TopicPartition
 
+logger = logging.getLogger(__name__)
 SETTLE_S: Final = 0.01  # between two looks at whether transactions have ended
+HANGING_S: Final = 2.0  # a transaction that ended so long ago and is still open has been forgotten
+LOOK_S: Final = 0.1
 PUBLISHER_ID: Final = "publisher-"  # with the prefix before and the partition behind it: a transactional id
 
 
@@ -118,23 +122,26 @@ class KafkaLog:
             found = self._admin.ends(named := self._named(places), patience_s=patience_s)
         return {at: found[name] for at, name in zip(places, named, strict=True)}
 
-    def settle(self, topic: str) -> None:
-        """Wait until the transactions that are open in the topic at this moment have ended: after a commit the brokers
-        still need a moment to make it readable. One whose owner died they end themselves; where that takes longer than
-        the configuration waits for an answer, it is left alone."""
-        places = [TopicPartition(topic, p) for p in range(self.partitions(topic))]
-        named = self._named(places)
+    def settle(self, topic: str, partitions: Collection[int] | None = None, patience_s: float | None = None) -> None:
+        """Wait until the transactions that are open in the topic (in `partitions`: all) at this moment have ended:
+        after a commit the brokers still need a moment to make it readable. One whose owner died they end themselves;
+        where that takes longer than `patience_s` (what the configuration waits for an answer), it is left alone."""
+        some = range(self.partitions(topic)) if partitions is None else partitions
+        named = self._named([TopicPartition(topic, p) for p in some])
         ends = self._admin.ends(named, committed=False)
-        deadline = time.monotonic() + self.config.timeout_s
+        deadline = time.monotonic() + (self.config.timeout_s if patience_s is None else patience_s)
         while any(end < ends[at] for at, end in self._admin.ends(named).items()) and time.monotonic() < deadline:
             time.sleep(SETTLE_S)
 
     def reader(self, positions: Mapping[TopicPartition, int]) -> KafkaReader:
         """A reader of these partitions. Raises LogTruncated where a position lies outside of the log."""
         starts, ends = self.starts(positions), self.ends(positions)
+        # What was committed just before the brokers stopped may not be readable yet; it is there.
+        beyond = [at for at, position in positions.items() if position > ends[at]]
+        there = {**ends, **(self._there(beyond) if beyond else {})}
         for at, position in positions.items():
-            if not starts[at] <= position <= ends[at]:
-                raise truncated(at, position, starts[at], ends[at])
+            if not starts[at] <= position <= there[at]:
+                raise truncated(at, position, starts[at], there[at])
         return KafkaReader(self._client.consumer, self, positions, ends, self.config.timeout_s)
 
     def publisher(self, partition: int) -> KafkaPublisher:
@@ -142,7 +149,54 @@ class KafkaLog:
         what that one had begun."""
         self._named([TopicPartition("outcomes", partition)])
         transactions = self._client.transactions(f"{self.config.prefix}{PUBLISHER_ID}{partition}")
-        return KafkaPublisher(self, transactions, partition)
+        publisher = KafkaPublisher(self, transactions, partition)
+        try:
+            self._end_hanging(publisher, TopicPartition("outcomes", partition))
+        except BaseException:
+            publisher.close()
+            raise
+        return publisher
+
+    def _end_hanging(self, publisher: KafkaPublisher, at: TopicPartition) -> None:
+        """End a transaction that the brokers have forgotten to end in this partition, which hides all that follows it.
+
+        Seen with Kafka 4.3.1: the broker was shut down just after a commit; to its coordinator the transaction is
+        complete, and the partition never got the marker. The marker of the next transaction of the same id ends it, so
+        an outcome that stands there is published once more, as it stands."""
+        deadline = time.monotonic() + HANGING_S
+        while (first := self.end(at)) < self._there([at])[at]:
+            # Nobody else can have one open here: what was has ended, and its marker may be a moment late.
+            if time.monotonic() < deadline:
+                time.sleep(SETTLE_S)
+                continue
+            record = self._record(at, first)
+            logger.warning(
+                "%s[%s]: a transaction hangs at offset %d: its outcome is published again to end it", *at, first
+            )
+            publisher.append([Append(at.topic, (record.key or b"").decode(), record.value)])
+            self.settle(at.topic, [at.partition], HANGING_S)
+            if self.end(at) <= first:
+                raise OSError(
+                    f"kafka: a transaction of another producer hangs in {self.topic_name(at.topic)}[{at.partition}] at "
+                    f"offset {first}, and nothing behind it can be read; end it with: kafka-transactions.sh abort"
+                )
+
+    def _there(self, places: Collection[TopicPartition]) -> dict[TopicPartition, int]:
+        """The ends of what there is, in open transactions as well."""
+        found = self._admin.ends(named := self._named(places), committed=False)
+        return {at: found[name] for at, name in zip(places, named, strict=True)}
+
+    def _record(self, at: TopicPartition, offset: int) -> Record:
+        """The record at an offset, whether its transaction has ended or not. Raises OSError where none comes."""
+        deadline = time.monotonic() + self.config.timeout_s
+        consumer = self._client.consumer({at: offset}, committed=False)
+        try:
+            while time.monotonic() < deadline:
+                if records := consumer.poll(1, LOOK_S).get(at):
+                    return records[0]
+        finally:
+            consumer.close()
+        raise OSError(f"kafka: {self.topic_name(at.topic)}[{at.partition}] did not give its record at {offset}")
 
     @property
     def stalls(self) -> int:

@@ -59,8 +59,8 @@ class KafkaPython:
     def admin(self) -> PythonAdmin:
         return PythonAdmin(self._config)
 
-    def consumer(self, positions: Mapping[TopicPartition, int]) -> PythonConsumer:
-        return PythonConsumer(self._config, positions)
+    def consumer(self, positions: Mapping[TopicPartition, int], committed: bool = True) -> PythonConsumer:
+        return PythonConsumer(self._config, positions, committed)
 
     def producer(self) -> PythonProducer:
         return PythonProducer(self._config)
@@ -72,7 +72,7 @@ class KafkaPython:
 class PythonConsumer:
     """A KafkaConsumer with its partitions assigned by hand, in no group."""
 
-    def __init__(self, config: KafkaConfig, positions: Mapping[TopicPartition, int]) -> None:
+    def __init__(self, config: KafkaConfig, positions: Mapping[TopicPartition, int], committed: bool) -> None:
         self._names = {at: KafkaPlace(config.prefix + at.topic, at.partition) for at in positions}
         self._places = {name: at for at, name in self._names.items()}
         self._positions = dict(positions)
@@ -83,7 +83,7 @@ class PythonConsumer:
                 group_id=None,
                 enable_auto_commit=False,
                 auto_offset_reset="none",
-                isolation_level="read_committed",
+                isolation_level="read_committed" if committed else "read_uncommitted",
                 allow_auto_create_topics=False,
                 fetch_max_bytes=FETCH_BYTES,
                 max_partition_fetch_bytes=MAX_RECORD_BYTES,
