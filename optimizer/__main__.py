@@ -147,23 +147,24 @@ def _until_stopped(joiner: Joiner, stopping: Sequence[int], until_idle_s: float 
     while not stopping:
         try:
             worked = joiner.step(timeout_s=POLL_S if until_idle_s is None else min(POLL_S, until_idle_s))
+            now = time.monotonic()
+            if now - looked >= LOOK_EVERY_S:
+                looked = now
+                figures.take(joiner)
+            if worked or not joiner.caught_up:
+                busy = now
+            elif until_idle_s is not None and now - busy >= until_idle_s:
+                return
+            if now - reported >= PROGRESS_EVERY_S and worked:
+                reported = now
+                # As of the last step: a question to brokers that have just gone away would take its time, and fail.
+                behind = sum(one.decisions_lag + one.events_lag for one in joiner.figures().values())
+                print(f"{_sentence(joiner.counts)}; {behind} records behind", file=sys.stderr, flush=True)
         except OSError as error:
             # Brokers that are away, a disk that is full: nothing is lost, the next step begins at the last commit.
             print(f"adloop: {error}; trying again", file=sys.stderr, flush=True)
             figures.take(joiner, trouble=True)
             time.sleep(RETRY_S)
-            continue
-        now = time.monotonic()
-        if now - looked >= LOOK_EVERY_S:
-            looked = now
-            figures.take(joiner)
-        if worked or not joiner.caught_up:
-            busy = now
-        elif until_idle_s is not None and now - busy >= until_idle_s:
-            return
-        if now - reported >= PROGRESS_EVERY_S and worked:
-            reported = now
-            print(f"{_sentence(joiner.counts)}; {joiner.lag()} records behind", file=sys.stderr, flush=True)
 
 
 def _sentence(figures: Mapping[str, object]) -> str:

@@ -10,10 +10,11 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
-from optimizer.__main__ import main
+from optimizer.__main__ import _until_stopped, main
 from optimizer.stream.sqlite_log import SqliteLog
 from tests.stream_rig import appended, decision, event, values
 
@@ -106,3 +107,43 @@ def test_wrong_usage_is_2(argv: list[str], capsys: pytest.CaptureFixture[str]) -
         status = exit_.code
     assert status == 2
     assert "usage" in capsys.readouterr().err
+
+
+def test_what_fails_beside_a_step_does_not_end_it(capsys: pytest.CaptureFixture[str]) -> None:
+    """A broker that went away between a step and the progress line ended the process."""
+
+    class Gone:
+        counts: ClassVar[dict[str, object]] = dict.fromkeys(
+            ("decisions", "events", "outcomes", "closed", "quarantined"), 0
+        )
+        steps = 0
+
+        def step(self, timeout_s: float) -> int:
+            self.steps += 1
+            return 0
+
+        @property
+        def caught_up(self) -> bool:
+            if self.steps == 1:
+                raise OSError("kafka: gives no answer")
+            return True
+
+        def figures(self) -> dict[int, object]:
+            return {}
+
+        def take_delays(self) -> list[int]:
+            return []
+
+    class Nothing:
+        def take(self, joiner: object, trouble: bool = False) -> None:
+            troubles.append(trouble)
+            if len(troubles) > 2:
+                stopping.append(signal.SIGTERM)
+
+    stopping: list[int] = []
+    troubles: list[bool] = []
+    gone = Gone()
+    _until_stopped(gone, stopping, None, Nothing())  # type: ignore[arg-type]
+    assert gone.steps >= 2
+    assert troubles[:2] == [False, True]
+    assert "kafka: gives no answer; trying again" in capsys.readouterr().err
