@@ -8,6 +8,9 @@ still open is not a zero: its target bootstraps from the target network, a copy 
 converted at age t keeps what is still to come of V_clicked. F, the share that has arrived by age t, is learnt from what
 has arrived (maths/delay.py). As windows close, the targets become what happened: late conversions and refunds revise
 them.
+
+A fourth output, c = P(a click converts), is learnt where conversions come back that the campaign does not pay for. It
+earns nothing; it makes clicks count less that bring fewer conversions than the controls do (maths/guard.py).
 """
 
 from __future__ import annotations
@@ -32,7 +35,7 @@ from optimizer.learning.features import (
     encoded,
 )
 from optimizer.learning.heads import Heads
-from optimizer.learning.view import CriticView, OutputView
+from optimizer.learning.view import OUTPUTS, CriticView, OutputView
 from optimizer.maths.delay import age_edges, arrival_distribution, still_to_come
 from optimizer.maths.drift import DriftWatch
 from optimizer.types import Campaign, Outcome, Scalar
@@ -49,7 +52,8 @@ class CriticConfig:
     serving's heads differ from their mean, as a share of what they were trained to; below 1 it explores less than
     Thompson sampling would (posterior reshaping: Chapelle, Li 2011, section 2). `kept_at_drift`: what evidence from
     before an abrupt change weighs beside what comes after it. `shared_evidence`: the prior scales are learnt with
-    features that always come together sharing what a text says (heads.py:learn_scales)."""
+    features that always come together sharing what a text says (heads.py:learn_scales). `guard`: conversions that are
+    not paid for are learnt all the same, and clicks without them count less."""
 
     heads: int = 24
     steps: int = 12
@@ -61,6 +65,7 @@ class CriticConfig:
     spread: float = 0.5
     shared_evidence: bool = False
     kept_at_drift: float = 0.2
+    guard: bool = True
     age_classes: int = 12
     delays_kept: int = 4_000
     seed: int = 0
@@ -77,7 +82,7 @@ class Critic:
         scale = np.where(learnt, config.prior * PRIOR_SCALE, PRIOR_SCALE)
         self._outputs = {
             name: Heads(config.heads, scale, learnt, salt=config.seed * 8 + at, learning_rate=config.learning_rate)
-            for at, name in enumerate(("click", "clicked", "unclicked"))
+            for at, name in enumerate(OUTPUTS)
         }
         self._columns: dict[int, int] = {}
         self._indices = np.zeros(1024, np.int64)
@@ -89,6 +94,7 @@ class Critic:
         self._unit = 1.0
         self._value_mean = 0.0
         self._converting = 0.5
+        self._guard_offset = 0.0
         self._offset = float(logit(config.first_rate))
         self._rng = np.random.default_rng([config.seed, 7])
         self.drift = DriftWatch()
@@ -234,17 +240,18 @@ class Critic:
             self.buffer.discount(self.config.kept_at_drift)
 
     def feedback(
-        self, decision_ids: list[str], q: NDArray[np.float64], campaign: Campaign
+        self, decision_ids: list[str], q: NDArray[np.float64], worth: NDArray[np.float64], campaign: Campaign
     ) -> tuple[NDArray[np.intp], NDArray[np.float64], NDArray[np.float64]]:
         """(shown int[D], rewards float64[D], selection float64[D]) of a pool's decisions that are held.
 
         A reward is what has been seen plus what is still expected while a window is open: of a decision without a click
         q (1 - F) / (1 - p F), by the click's arrival distribution; of a click the part of V_clicked still to come.
-        `q`: float64[n], the pool's values."""
+        `q`, `worth`: float64[n], the pool's values, and what a click of each text counts (`CriticView.worth`)."""
         entries = [entry for name in decision_ids if (entry := self.buffer.entries.get(name)) is not None]
         shown = np.array([entry.candidate for entry in entries], np.intp)
         selection = np.array([entry.propensity for entry in entries])
-        rewards = np.array([campaign.reward.click * entry.click + entry.extra for entry in entries])
+        clicks = np.array([entry.click for entry in entries], np.float64)
+        rewards = campaign.reward.click * clicks * worth[shown] + np.array([entry.extra for entry in entries])
         window = campaign.attribution.click_window_ms
         ages = np.array([self._now_ms - entry.impression_ts for entry in entries], np.int64)
         waiting = np.array([not entry.click and not entry.closed for entry in entries], bool) & (ages <= window)
@@ -281,9 +288,13 @@ class Critic:
 
     def _fit_values(self, x: sparse.csr_matrix, unclicked: Floats, unclicked_extra: Floats) -> None:
         """`unclicked` float32[R, H]: bootstrap weight of what was not clicked, `unclicked_extra` what that earned."""
-        clicked = [(name, entry) for name, entry in self.buffer.entries.items() if entry.click and entry.pays_later]
-        if clicked:
-            self._fit_clicked(x, clicked)
+        clicked = [(name, entry) for name, entry in self.buffer.entries.items() if entry.click]
+        paid = [one for one in clicked if one[1].pays_later]
+        unpaid = [one for one in clicked if not one[1].pays_later]
+        if paid:
+            self._fit_clicked(x, paid)
+        if self.config.guard and any(entry.converted for _, entry in unpaid):
+            self._fit_converts(x, unpaid)
         if np.any(unclicked_extra):
             unit = self._unit
             self._outputs["unclicked"].fit(
@@ -307,6 +318,29 @@ class Critic:
         np.add.at(total, rows, weight * ((target - self._value_mean) / self._unit).astype(np.float32))
         self._outputs["clicked"].fit(x, mass, total, "identity", self.config.steps, 0.0)
         self._outputs["clicked"].learn_scales(x, np.asarray(mass.mean(axis=1), np.float64))
+
+    def _fit_converts(self, x: sparse.csr_matrix, clicked: list[tuple[str, Entry]]) -> None:
+        """The probability that a click converts, of campaigns that pay for clicks alone; clicks that may still convert
+        count what is still expected of them."""
+        heads = self._outputs["converts"]
+        entries = [entry for _, entry in clicked]
+        done, arrived = self._conversions_arrived(entries)
+        converted = np.array([entry.converted for entry in entries])
+        known = float(np.where(done | converted, 1.0, arrived).sum())
+        self._guard_offset = float(logit(min(0.95, max(1e-3, (converted.sum() + 0.5) / (known + 5.0)))))
+        rows, at = np.unique([entry.row for entry in entries], return_inverse=True)
+        some = x[rows]
+        expected = expit(self._predict_target("converts", some) + self._guard_offset)[at]
+        open_ = ~(done | converted)
+        later = np.where(open_[:, None], still_to_come(expected, arrived[:, None]), converted[:, None])
+        weight = np.array([self.buffer.bootstrap(name) for name, _ in clicked])
+        mass = np.zeros((len(rows), self.config.heads), np.float32)
+        total = np.zeros_like(mass)
+        np.add.at(mass, at, weight)
+        np.add.at(total, at, weight * later.astype(np.float32))
+        heads.fit(some, mass, total, "logistic", self.config.steps, self._guard_offset)
+        rate = expit(some @ heads.weights() + self._guard_offset)
+        heads.learn_scales(some, np.asarray((mass * rate * (1 - rate)).mean(axis=1), np.float64))
 
     def _conversions_arrived(self, clicked: list[Entry]) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
         """(done bool[m], F float64[m]): which clicks can bring no more; the share of conversions come by their age."""
@@ -341,12 +375,13 @@ class Critic:
         """An immutable snapshot for serving."""
         ids = np.fromiter(self._columns, np.uint64, len(self._columns))
         order = np.argsort(ids)
+        offsets = dict(zip(OUTPUTS, (self._offset, self._value_mean, 0.0, self._guard_offset), strict=True))
         outputs = {}
         for name, heads in self._outputs.items():
-            # A value output that was never trained would only add its prior's noise.
+            # An output that was never trained would only add its prior's noise.
             if name == "click" or heads.trained:
-                unit = np.float32(1.0 if name == "click" else self._unit)
-                offset = {"click": self._offset, "clicked": self._value_mean, "unclicked": 0.0}[name]
+                unit = np.float32(self._unit if name in ("clicked", "unclicked") else 1.0)
+                offset = offsets[name]
                 weights = _narrowed(heads.weights()[order], self.config.spread)
                 scale = heads.scale * np.float32(self.config.spread)
                 outputs[name] = OutputView(weights * unit, scale * unit, heads.salt, offset)

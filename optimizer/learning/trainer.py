@@ -233,5 +233,6 @@ class PolicyTrainer:
         q = view.score(features, {}).mean(axis=0)
         # What the gate refuses earns exactly nothing: that is known without showing it.
         q = np.where([candidate.rejected is not None for candidate in pool.candidates], 0.0, q)
-        shown, rewards, selection = self._critic.feedback(self._shelf.decisions(pool.pool_id), q, campaign)
+        decisions = self._shelf.decisions(pool.pool_id)
+        shown, rewards, selection = self._critic.feedback(decisions, q, view.worth(features), campaign)
         return PoolBatch(pool, build_prompt(campaign, pool.segment), q, shown, rewards, selection)

@@ -15,6 +15,7 @@ from safetensors.numpy import load, save
 from scipy.special import expit
 
 from optimizer.errors import StoreError
+from optimizer.ids import variant_id
 from optimizer.learning.features import (
     Family,
     FeatureSet,
@@ -24,11 +25,12 @@ from optimizer.learning.features import (
     encoded,
 )
 from optimizer.learning.heads import prior_draws
+from optimizer.maths.guard import click_worth
 from optimizer.types import Campaign, Candidate, RewardWeights, Scalar
 
 Floats = NDArray[np.float32]
 CONTEXTS_KEPT = 256
-OUTPUTS = ("click", "clicked", "unclicked")
+OUTPUTS = ("click", "clicked", "unclicked", "converts")
 
 
 class OutputView(NamedTuple):
@@ -42,10 +44,18 @@ class OutputView(NamedTuple):
 
 
 class PoolFeatures:
-    """A pool's texts, ready to be scored. `base` holds each output's predictions float32[n, H] without the context."""
+    """A pool's texts, ready to be scored. `base` holds each output's predictions float32[n, H] without the context,
+    `worth` float64[n] what a click counts; None: in full."""
 
-    def __init__(self, reward: RewardWeights, parts: Sequence[TextParts], base: dict[str, Floats]) -> None:
+    def __init__(
+        self,
+        reward: RewardWeights,
+        parts: Sequence[TextParts],
+        base: dict[str, Floats],
+        worth: NDArray[np.float64] | None = None,
+    ) -> None:
         self.reward = reward
+        self.worth = worth
         self.parts = parts
         self.base = base
         self.by_context: OrderedDict[tuple[str, ...], NDArray[np.float64]] = OrderedDict()
@@ -119,7 +129,25 @@ class CriticView:
         taken = [encoded(campaign, segment, text.variant_id, text.slots) for text in texts]
         sets = [features for _, features in taken]
         base = {name: self._predict(name, sets) for name in self._outputs}
-        return PoolFeatures(campaign.reward, [parts for parts, _ in taken], base)
+        return PoolFeatures(campaign.reward, [parts for parts, _ in taken], base, self._worth(campaign, segment, base))
+
+    def _worth(self, campaign: Campaign, segment: str, base: Mapping[str, Floats]) -> NDArray[np.float64] | None:
+        """What a click on each text counts beside one on a control, float64[n]; None where conversions are paid for, or
+        none have come back. Means over the heads: that a text may convert better than it has is not tried out."""
+        reward = campaign.reward
+        if "converts" not in base or reward.conversion or reward.value or not campaign.controls or not reward.click > 0:
+            return None
+        name = campaign.campaign_id
+        controls = [encoded(campaign, segment, variant_id(name, slots), slots)[1] for slots in campaign.controls]
+        control = self._probability("converts", self._predict("converts", controls))
+        return click_worth(self._probability("converts", base["converts"]).mean(axis=1), float(control.mean()))
+
+    def _probability(self, name: str, predicted: Floats) -> NDArray[np.float64]:
+        return np.asarray(expit(np.asarray(predicted, np.float64) + self._outputs[name].offset), np.float64)
+
+    def worth(self, features: PoolFeatures) -> NDArray[np.float64]:
+        """What a click on each text counts, float64[n], 0 to 1."""
+        return np.ones(len(features.parts)) if features.worth is None else features.worth
 
     def score(self, features: PoolFeatures, context: Mapping[str, Scalar]) -> NDArray[np.float64]:
         """Q of each text by each head in this context: float64[H, n], in units of reward."""
@@ -130,8 +158,8 @@ class CriticView:
         outputs = features.base
         if names:
             effects = [self._effect(features, name) for name in names]
-            outputs = {name: base + sum(effect[name] for effect in effects) for name, base in outputs.items()}
-        q = self._q(outputs, features.reward)
+            outputs = {name: outputs[name] + sum(effect[name] for effect in effects) for name in effects[0]}
+        q = self._q(outputs, features.reward, features.worth)
         # Concurrent requests may both compute it; either answer is the same.
         features.by_context[names] = q
         if len(features.by_context) > CONTEXTS_KEPT:
@@ -143,19 +171,23 @@ class CriticView:
         known = features.by_name.get(name)
         if known is None:
             sets = [context_features((name,), part) for part in features.parts]
-            known = features.by_name[name] = {output: self._predict(output, sets) for output in self._outputs}
+            some = [output for output in self._outputs if output != "converts"]
+            known = features.by_name[name] = {output: self._predict(output, sets) for output in some}
             if len(features.by_name) > CONTEXTS_KEPT:
                 features.by_name.popitem(last=False)
         return known
 
-    def _q(self, outputs: Mapping[str, Floats], reward: RewardWeights) -> NDArray[np.float64]:
+    def _q(
+        self, outputs: Mapping[str, Floats], reward: RewardWeights, worth: NDArray[np.float64] | None
+    ) -> NDArray[np.float64]:
         def value(name: str) -> NDArray[np.float64] | float:
             if name not in outputs or not (reward.conversion or reward.value or reward.rating):
                 return 0.0
             return np.asarray(outputs[name], np.float64) + self._outputs[name].offset
 
-        p = expit(np.asarray(outputs["click"], np.float64) + self._outputs["click"].offset)
-        q = p * (reward.click + value("clicked")) + (1.0 - p) * value("unclicked")
+        p = self._probability("click", outputs["click"])
+        click = reward.click if worth is None else reward.click * worth[:, None]
+        q = p * (click + value("clicked")) + (1.0 - p) * value("unclicked")
         return np.ascontiguousarray(q.T)
 
     def _predict(self, name: str, sets: Sequence[FeatureSet]) -> Floats:

@@ -72,7 +72,7 @@ def delay_row(traces: Traces) -> Row:
 
 
 def proxy_row(traces: Traces) -> Row:
-    """The worst shortfall of the true reward before the halt; without a halt it does not hold."""
+    """The worst shortfall of the true reward: before the halt, or in the whole run where nothing was halted."""
     trace = traces["adloop"]
     until = len(trace.rewards) if trace.halted_at is None else trace.halted_at
     worst = shortfall(trace.rewards, trace.frozen, until)
@@ -81,7 +81,7 @@ def proxy_row(traces: Traces) -> Row:
         "why": trace.halted,
         "shortfall": None if worst is None else worst.window,
         "shortfall_so_far": None if worst is None else worst.so_far,
-        "holds": trace.halted_at is not None and (worst is None or worst.window <= 0.05),
+        "holds": worst is None or worst.window <= 0.05,
     }
 
 

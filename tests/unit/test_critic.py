@@ -116,7 +116,7 @@ def test_it_learns_the_rates_of_two_texts() -> None:
 def feedback(
     critic: Critic, made: Campaign, names: list[str], q: list[float]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    return critic.feedback(names, np.array(q), made)
+    return critic.feedback(names, np.array(q), np.ones(len(q)), made)
 
 
 def test_feedback_is_what_was_seen_once_a_decision_is_closed() -> None:
