@@ -42,6 +42,8 @@ from optimizer.types import Campaign, Outcome, Scalar
 
 Floats = NDArray[np.float32]
 logger = logging.getLogger(__name__)
+BESIDE_TEXT, BESIDE_PLACE = 2.0, 0.3  # the first prior scales of what converts, in units of PRIOR_SCALE
+FIRST_CLICKS = 40
 
 
 @dataclass(frozen=True)
@@ -80,8 +82,17 @@ class Critic:
         learnt = np.ones(len(PRIOR_SCALE), bool)
         learnt[Family.INTERCEPT] = False
         scale = np.where(learnt, config.prior * PRIOR_SCALE, PRIOR_SCALE)
+        # What a text does to conversions is asked beside its campaign's controls: where clicks stop converting, that is
+        # put down to the text before it is put down to the place, which all its texts share.
+        beside = np.where(learnt, BESIDE_TEXT * PRIOR_SCALE, BESIDE_PLACE * PRIOR_SCALE)
         self._outputs = {
-            name: Heads(config.heads, scale, learnt, salt=config.seed * 8 + at, learning_rate=config.learning_rate)
+            name: Heads(
+                config.heads,
+                beside if name == "converts" else scale,
+                learnt,
+                salt=config.seed * 8 + at,
+                learning_rate=config.learning_rate,
+            )
             for at, name in enumerate(OUTPUTS)
         }
         self._columns: dict[int, int] = {}
@@ -95,6 +106,7 @@ class Critic:
         self._value_mean = 0.0
         self._converting = 0.5
         self._guard_offset = 0.0
+        self._first_clicks: dict[str, dict[str, Entry]] = {}
         self._offset = float(logit(config.first_rate))
         self._rng = np.random.default_rng([config.seed, 7])
         self.drift = DriftWatch()
@@ -113,6 +125,7 @@ class Critic:
         after = self.buffer.entries.get(outcome.decision_id)
         if after is not None:
             self._note_delays(before, after, outcome)
+            self._note_first(f"{campaign.tenant}/{campaign.campaign_id}", outcome.decision_id, after)
         return True
 
     def add_counts(
@@ -164,6 +177,13 @@ class Critic:
             self._indices = np.concatenate([self._indices, np.zeros_like(self._indices)])
         self._indices[start:end] = columns
         self._indptr.append(end)
+
+    def _note_first(self, place: str, name: str, entry: Entry) -> None:
+        """A campaign's first clicks say how often clicks convert there; later ones may be on text that was shown for
+        its clicks."""
+        first = self._first_clicks.setdefault(place, {})
+        if name in first or (entry.click and not entry.pays_later and len(first) < FIRST_CLICKS):
+            first[name] = entry
 
     def _note_delays(self, before: Entry | None, after: Entry, outcome: Outcome) -> None:
         """Arrivals by the log's event time: what matters is when a click could be known, not when it says it was."""
@@ -326,8 +346,7 @@ class Critic:
         entries = [entry for _, entry in clicked]
         done, arrived = self._conversions_arrived(entries)
         converted = np.array([entry.converted for entry in entries])
-        known = float(np.where(done | converted, 1.0, arrived).sum())
-        self._guard_offset = float(logit(min(0.95, max(1e-3, (converted.sum() + 0.5) / (known + 5.0)))))
+        self._guard_offset = self._first_rate()
         rows, at = np.unique([entry.row for entry in entries], return_inverse=True)
         some = x[rows]
         expected = expit(self._predict_target("converts", some) + self._guard_offset)[at]
@@ -341,6 +360,14 @@ class Critic:
         heads.fit(some, mass, total, "logistic", self.config.steps, self._guard_offset)
         rate = expit(some @ heads.weights() + self._guard_offset)
         heads.learn_scales(some, np.asarray((mass * rate * (1 - rate)).mean(axis=1), np.float64))
+
+    def _first_rate(self) -> float:
+        """Log-odds that one of the campaigns' first clicks converts."""
+        first = [entry for some in self._first_clicks.values() for entry in some.values() if entry.click]
+        done, arrived = self._conversions_arrived(first)
+        converted = np.array([entry.converted for entry in first], bool)
+        known = float(np.where(done | converted, 1.0, arrived).sum())
+        return float(logit(np.clip((converted.sum() + 0.5) / (known + 1.0), 1e-3, 0.95)))
 
     def _conversions_arrived(self, clicked: list[Entry]) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
         """(done bool[m], F float64[m]): which clicks can bring no more; the share of conversions come by their age."""

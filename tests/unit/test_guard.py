@@ -21,7 +21,7 @@ DONE = START_MS + 10**7
 
 def test_a_click_counts_as_much_as_it_converts_beside_a_controls() -> None:
     worth = click_worth(np.array([0.30, 0.45, 0.15, 0.0]), control=0.30)
-    np.testing.assert_allclose(worth, [1, 1, 0.5, 0])
+    np.testing.assert_allclose(worth, [1, 1, 0.25, 0])
 
 
 @pytest.mark.parametrize("control", [0.0, -0.1, float("nan")])
@@ -66,7 +66,7 @@ def test_bait_is_worth_less_than_an_honest_text_with_a_fifth_of_its_clicks() -> 
     made = campaign()
     score, worth = seen(taught(made).view(), made)
     assert score[0] > score[1]
-    assert worth[0] > 0.9
+    assert worth[0] > 0.8
     assert worth[1] < 0.3
     unguarded, full = seen(taught(made, config=replace(CONFIG, guard=False)).view(), made)
     assert unguarded[1] > 3 * unguarded[0]
