@@ -81,6 +81,6 @@ def test_a_step_moves_the_weights_there(
     optimizer = torch.optim.Adam(list(policy.trainable().values()), lr=1e-3)
     before = scored(policy, texts[:1], decode)
     found = policy.score([prompt()], [texts[0].token_ids], decode)
-    (-found.log_prob.sum() + 0.1 * found.kl.sum()).backward()
+    (-found.log_prob.sum() + 0.1 * found.kl.sum()).backward()  # type: ignore[no-untyped-call]
     optimizer.step()
     assert scored(policy, texts[:1], decode)[0] > before[0]
