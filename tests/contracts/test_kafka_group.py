@@ -77,12 +77,15 @@ def test_an_answer_that_takes_long_makes_what_was_there_before_doubtful(
 
     log.end(TopicPartition("events", 0))
     assert not quick.doubtful
-    monkeypatch.setattr(kafka_log, "STALL_S", 0.05)
-    monkeypatch.setattr(log._admin, "ends", slowly)
-    log.end(TopicPartition("events", 0))
+    with monkeypatch.context() as slow:
+        slow.setattr(kafka_log, "STALL_S", 0.05)
+        slow.setattr(log._admin, "ends", slowly)
+        log.end(TopicPartition("events", 0))
     assert quick.doubtful
     with closing(log.publisher(0)) as new:
         assert not new.doubtful
+    monkeypatch.setattr(kafka_log, "STALL_S", 0.05)
+    monkeypatch.setattr(log._admin, "ends", slowly)
     # Where the brokers are slow for good, new connections do not help: work goes on over those there are.
     for _ in range(kafka_log.MOST_STALLS + 2):
         log.end(TopicPartition("events", 0))
