@@ -16,13 +16,16 @@ _numbers = itertools.count()
 
 
 @contextmanager
-def running_broker(folder: Path, secure: bool = False, behind: Mapping[str, int] | None = None) -> Iterator[Broker]:
+def running_broker(
+    folder: Path, secure: bool = False, behind: Mapping[str, int] | None = None, quick_start: bool = True
+) -> Iterator[Broker]:
     """A broker that ends with the block; `secure` adds its SASL and TLS listeners, for USER with PASSWORD, `behind`
     listeners whose clients come through a proxy (name -> the proxy's port)."""
     # Never skipped in silence: where Java, Maven or the jars are missing this fetches them, or says what to run.
     fetched = subprocess.run([ROOT / "scripts/kafka", "fetch"], capture_output=True, text=True, check=False)
     assert fetched.returncode == 0, fetched.stderr
-    broker = Broker(folder, users={USER: PASSWORD} if secure else None, tls=secure, behind=behind)
+    users = {USER: PASSWORD} if secure else None
+    broker = Broker(folder, users=users, tls=secure, behind=behind, quick_start=quick_start)
     broker.start()
     try:
         yield broker

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import gc
 import logging
-import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -34,7 +34,8 @@ from tests.stream_rig import KEYS
 # kafka-python leaves the sockets of refused connections to the garbage collector.
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed <s:ResourceWarning")
 T = TypeVar("T")
-both_clients = pytest.mark.parametrize("client", ["kafka-python", "confluent"])
+CLIENTS = ("kafka-python", "confluent")
+both_clients = pytest.mark.parametrize("client", CLIENTS)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -322,58 +323,70 @@ def test_an_unknown_certificate_is_refused(secure_broker: Broker, client: str) -
         opened(where)
 
 
-@both_clients
-def test_a_broker_that_restarts_is_survived(tmp_path: Path, client: str) -> None:
-    with running_broker(tmp_path / "kafka") as broker:
-        log = opened(url(broker, new_prefix(), client, timeout_s=60))
-        reader, publisher = log.reader(whole(log, "policies")), log.publisher(0)
-        log.append(numbered(0, 5))
-        publisher.append([Append("quarantine", "k", b"before")])
-        assert len(read_until(reader, 5)) == 5
-        appended: list[tuple[int, int]] = []
+def on_both_clients(broker: Broker, timeout_s: float) -> dict[str, KafkaLog]:
+    """A log of its own for each client, so that one outage of the broker tries both."""
+    return {client: opened(url(broker, new_prefix(), client, timeout_s=timeout_s)) for client in CLIENTS}
+
+
+def test_a_broker_that_restarts_is_survived(tmp_path: Path) -> None:
+    with running_broker(tmp_path / "kafka") as broker, ThreadPoolExecutor(len(CLIENTS)) as side:
+        logs = on_both_clients(broker, timeout_s=60)
+        readers = {client: log.reader(whole(log, "policies")) for client, log in logs.items()}
+        publishers = {client: log.publisher(0) for client, log in logs.items()}
+        for client, log in logs.items():
+            log.append(numbered(0, 5))
+            publishers[client].append([Append("quarantine", "k", b"before")])
+            assert len(read_until(readers[client], 5)) == 5, client
         broker.kill()
-        # Both wait for the broker to come back, and go on by themselves.
-        waiting = threading.Thread(target=lambda: appended.extend(log.append(numbered(5, 8))))
-        waiting.start()
+        # All wait for the broker to come back, and go on by themselves.
+        waiting = {client: side.submit(log.append, numbered(5, 8)) for client, log in logs.items()}
         broker.start()
-        waiting.join(60)
-        assert appended == [(0, 5), (0, 6), (0, 7)]
-        assert [record.offset for record in read_until(reader, 3)] == [5, 6, 7]
+        for client, reader in readers.items():
+            assert waiting[client].result(60) == [(0, 5), (0, 6), (0, 7)], client
+            assert [record.offset for record in read_until(reader, 3)] == [5, 6, 7], client
         broker.stop()
         broker.start()
-        assert log.append(numbered(8, 9)) == [(0, 8)]
-        publisher.append([Append("quarantine", "k", b"after")])
-        assert [record.offset for record in read_until(reader, 1)] == [8]
-        assert [record.value for record in read(log, "quarantine")] == [b"before", b"after"]
-        for part in (reader, publisher, log):
-            part.close()
+        for client, log in logs.items():
+            assert log.append(numbered(8, 9)) == [(0, 8)], client
+            publishers[client].append([Append("quarantine", "k", b"after")])
+            assert [record.offset for record in read_until(readers[client], 1)] == [8], client
+            assert [record.value for record in read(log, "quarantine")] == [b"before", b"after"], client
+            for part in (readers[client], publishers[client], log):
+                part.close()
 
 
-@both_clients
-def test_a_broker_that_stays_away_is_an_error_in_bounded_time(tmp_path: Path, client: str) -> None:
-    with running_broker(tmp_path / "kafka") as broker:
-        log = opened(url(broker, new_prefix(), client, timeout_s=3))
-        reader, publisher = log.reader(whole(log, "policies")), log.publisher(0)
-        log.append(numbered(0, 1))
+def test_a_broker_that_stays_away_is_an_error_in_bounded_time(tmp_path: Path) -> None:
+    with running_broker(tmp_path / "kafka") as broker, ThreadPoolExecutor(len(CLIENTS)) as side:
+        logs = on_both_clients(broker, timeout_s=3)
+        readers = {client: log.reader(whole(log, "policies")) for client, log in logs.items()}
+        publishers = {client: log.publisher(0) for client, log in logs.items()}
+        for log in logs.values():
+            log.append(numbered(0, 1))
+
+        def away(client: str) -> None:
+            with pytest.raises(OSError, match="kafka"):
+                logs[client].append(numbered(1, 2))
+            with pytest.raises(OSError, match="kafka"):
+                publishers[client].append([Append("quarantine", "k", b"x")])
+            with pytest.raises(OSError, match="kafka"):
+                _drain(readers[client])
+            with pytest.raises(OSError, match="kafka"):
+                publishers[client].append([Append("quarantine", "k", b"x")])
+            publishers[client].close()
+
         broker.stop()
-        with pytest.raises(OSError, match="kafka"):
-            log.append(numbered(1, 2))
-        with pytest.raises(OSError, match="kafka"):
-            publisher.append([Append("quarantine", "k", b"x")])
-        with pytest.raises(OSError, match="kafka"):
-            _drain(reader)
-        with pytest.raises(OSError, match="kafka"):
-            publisher.append([Append("quarantine", "k", b"x")])
-        publisher.close()
+        for tried in [side.submit(away, client) for client in CLIENTS]:
+            tried.result(60)
         broker.start()
-        again = persist(lambda: taken(log, Append("quarantine", "k", b"y")))
-        persist(lambda: log.append(numbered(2, 3)))
-        # Whether the refused append's record came after all is not known; here it can only have come before.
-        assert read_until(reader, 1)
-        assert read(log, "policies")[-1].value == b"2"
-        assert read(log, "quarantine")[-1].value == b"y"
-        for part in (reader, again, log):
-            part.close()
+        for client, log in logs.items():
+            again = persist(partial(taken, log, Append("quarantine", "k", b"y")))
+            persist(partial(log.append, numbered(2, 3)))
+            # Whether the refused append's record came after all is not known; here it can only have come before.
+            assert read_until(readers[client], 1), client
+            assert read(log, "policies")[-1].value == b"2", client
+            assert read(log, "quarantine")[-1].value == b"y", client
+            for part in (readers[client], again, log):
+                part.close()
 
 
 def taken(log: KafkaLog, record: Append) -> Publisher:

@@ -32,7 +32,7 @@ def _kills(options: argparse.Namespace, folder: Path) -> int:
     plan = kills.Plan(
         options.impressions, options.kills, options.restarts, options.lost_states, options.members, options.seed
     )
-    with running_broker(folder / "kafka") as broker:
+    with running_broker(folder / "kafka", quick_start=False) as broker:
         found = kills.run(plan, broker, folder / "joiners")
     print(
         json.dumps({**plan._asdict(), **found._asdict(), **found.verdict._asdict(), "verdict": found.verdict.right()})

@@ -225,7 +225,7 @@ def run(fault: str, each: int, lanes: int, seed: int, folder: Path) -> Found:
     with ExitStack() as stack:
         proxies = [stack.enter_context(Proxy()) for _ in range(lanes)]
         behind = {f"lane{number}": proxy.port for number, proxy in enumerate(proxies)}
-        running = stack.enter_context(running_broker(folder / "kafka", behind=behind))
+        running = stack.enter_context(running_broker(folder / "kafka", behind=behind, quick_start=False))
         for name, proxy in zip(behind, proxies, strict=True):
             proxy.target = int(running.address(name).rpartition(":")[2])
         made = [
