@@ -6,10 +6,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from optimizer.clock import Clock
 from optimizer.errors import StoreError
@@ -51,6 +53,17 @@ class GeneratorConfig:
     rest_ms: int = 5_000
     most_surprise: float = 6.0
     decode: Decode = field(default_factory=lambda: Decode(min_p=0.05))
+
+
+class Known(NamedTuple):
+    """Texts written before, and what each of the critic's H heads expects of each, float64[H, n]."""
+
+    texts: list[Candidate]
+    scores: NDArray[np.float64]
+
+    def those(self, wanted: Callable[[Candidate], bool]) -> Known:
+        at = [place for place, text in enumerate(self.texts) if wanted(text)]
+        return Known([self.texts[place] for place in at], self.scores[:, at])
 
 
 class Generator:
@@ -188,7 +201,8 @@ class Generator:
         prompts = [build_prompt(campaign, segment) for campaign, segment in places]
         drawn = self._policy.sample(prompts, samples, self.config.decode, self._torch, cancelled)
         judged = self._judged(places, prompts, drawn)
-        regrown: list[list[Candidate]] = [[] for _ in places] if prefix else self._regrown(places, prompts, cancelled)
+        known = [Known([], np.zeros((0, 0))) if prefix else self._known(*place) for place in places]
+        regrown = self._regrown(places, prompts, known, cancelled)
         pools = []
         for at, (campaign, segment) in enumerate(places):
             fresh = judged[at]
@@ -203,7 +217,7 @@ class Generator:
             self._count(fresh.values())
             grown = [text for text in regrown[at] if text.variant_id not in fresh]
             others = {*fresh, *(text.variant_id for text in grown)}
-            kept = [] if prefix else self._kept(campaign, segment, others)
+            kept = self._kept(campaign, known[at], others)
             pools.append(
                 Pool(
                     pool_id=prefix + new_id(self._rng),
@@ -229,49 +243,68 @@ class Generator:
         self, places: Sequence[tuple[Campaign, str]], prompts: Sequence[Prompt], drawn: Sequence[Sequence[Sample]]
     ) -> list[dict[str, Candidate]]:
         """Each place's distinct texts by variant, judged by the gate; a text sampled twice counts twice."""
-        rows = [(prompt, text.token_ids) for prompt, texts in zip(prompts, drawn, strict=True) for text in texts]
-        surprises = iter(self._policy.surprise([row[0] for row in rows], [row[1] for row in rows], self.config.decode))
-        return [
-            self._candidates(campaign, texts, [next(surprises) for _ in texts])
-            for (campaign, _), texts in zip(places, drawn, strict=True)
+        judged = [self._candidates(campaign, texts) for (campaign, _), texts in zip(places, drawn, strict=True)]
+        # What the reference makes of a text takes a pass of the model: asked only of those that may be shown otherwise.
+        rows = [
+            (place, name) for place, texts in enumerate(judged) for name, text in texts.items() if text.rejected is None
         ]
+        surprises = self._policy.surprise(
+            [prompts[place] for place, _ in rows],
+            [judged[place][name].token_ids for place, name in rows],
+            self.config.decode,
+        )
+        controls = [{variant_id(one.campaign_id, control) for control in one.controls} for one, _ in places]
+        for (place, name), surprise in zip(rows, surprises, strict=True):
+            reason = None
+            if surprise > self.config.most_surprise:
+                reason = "unlikely"
+            elif name in controls[place]:
+                # The pool holds no control: the comparison between the two would blur.
+                reason = "control"
+            if reason is not None:
+                judged[place][name] = msgspec.structs.replace(judged[place][name], rejected=reason)
+        return judged
 
-    def _candidates(
-        self, campaign: Campaign, texts: Sequence[Sample], surprises: Sequence[float]
-    ) -> dict[str, Candidate]:
+    def _candidates(self, campaign: Campaign, texts: Sequence[Sample]) -> dict[str, Candidate]:
+        """The distinct texts, refused where they are unfinished or the gate refuses them."""
         found: dict[str, Candidate] = {}
-        controls = {variant_id(campaign.campaign_id, control) for control in campaign.controls}
-        for sample, surprise in zip(texts, surprises, strict=True):
+        for sample in texts:
             slots = {name: fill(campaign, text) for name, text in sample.slots.items()}
             name = variant_id(campaign.campaign_id, slots)
             known = found.get(name)
             if known is not None:
                 found[name] = msgspec.structs.replace(known, count=known.count + 1)
                 continue
-            reason = "unfinished" if not sample.finished else self._gate(campaign, slots)
-            if reason is None and surprise > self.config.most_surprise:
-                reason = "unlikely"
-            if reason is None and name in controls:
-                # The pool holds no control: the comparison between the two would blur.
-                reason = "control"
             found[name] = Candidate(
                 variant_id=name,
                 slots=slots,
                 token_ids=sample.token_ids,
                 log_probs=sample.log_probs,
-                rejected=reason,
+                rejected="unfinished" if not sample.finished else self._gate(campaign, slots),
                 embedding=sample.embedding,
             )
         return found
 
+    def _known(self, campaign: Campaign, segment: str) -> Known:
+        """What was written before for any of the campaign's segments, with what the critic makes of it in this one;
+        nothing where there is no critic."""
+        texts = self._archive.texts(campaign)
+        if self._critic is None or not texts:
+            return Known([], np.zeros((0, 0)))
+        return Known(texts, self._critic.score(self._critic.encode(campaign, segment, texts), {}))
+
     def _regrown(
-        self, places: Sequence[tuple[Campaign, str]], prompts: Sequence[Prompt], cancelled: Callable[[], bool]
+        self,
+        places: Sequence[tuple[Campaign, str]],
+        prompts: Sequence[Prompt],
+        known: Sequence[Known],
+        cancelled: Callable[[], bool],
     ) -> list[list[Candidate]]:
         """Each place's texts that go on from the beginnings of promising ones, those that may be shown.
 
         A whole text that is new mixes what is known to work with what the model would write there; a sample of the
         model alone meets what works only once the model has learnt it."""
-        starts = [self._starts(campaign, segment) for campaign, segment in places]
+        starts = [self._starts(some) for some in known]
         at = [place for place, some in enumerate(starts) if some]
         grown: list[list[Candidate]] = [[] for _ in places]
         if not at:
@@ -288,15 +321,14 @@ class Generator:
             ]
         return grown
 
-    def _starts(self, campaign: Campaign, segment: str) -> list[Start]:
+    def _starts(self, known: Known) -> list[Start]:
         """`regrown` beginnings of the most promising texts written before; none where there are none."""
-        texts = [text for text in self._archive.texts(campaign) if sum(map(len, text.token_ids)) > 1]
-        if self._critic is None or not texts or not self.config.regrown:
+        some = known.those(lambda text: sum(map(len, text.token_ids)) > 1)
+        if not some.texts or not self.config.regrown:
             return []
-        scores = self._critic.score(self._critic.encode(campaign, segment, texts), {})
-        parents = most_promising(scores, self.config.parents)
+        parents = most_promising(some.scores, self.config.parents)
         chosen = self._rng.integers(len(parents), size=self.config.regrown)
-        return [self._cut(texts[parents[one]].token_ids) for one in chosen.tolist()]
+        return [self._cut(some.texts[parents[one]].token_ids) for one in chosen.tolist()]
 
     def _cut(self, token_ids: Start) -> Start:
         """A text's beginning, of one token at least and not the whole of it."""
@@ -309,19 +341,17 @@ class Generator:
             left -= len(tokens)
         raise AssertionError("a cut lies inside of the text")
 
-    def _kept(self, campaign: Campaign, segment: str, others: Collection[str]) -> list[Candidate]:
-        """The most promising of the texts written before, for any of the campaign's segments, that are not among the
-        `others` of the pool; they may be shown, but are no samples of this version."""
-        if self._critic is None:
+    def _kept(self, campaign: Campaign, known: Known, others: Collection[str]) -> list[Candidate]:
+        """The most promising of the texts written before that are not among the `others` of the pool; they may be
+        shown, but are no samples of this version."""
+        some = known.those(lambda text: text.variant_id not in others)
+        if not some.texts:
             return []
-        texts = [text for text in self._archive.texts(campaign) if text.variant_id not in others]
-        if not texts:
-            return []
-        scores = self._critic.score(self._critic.encode(campaign, segment, texts), {})
         chosen: list[Candidate] = []
-        for at in most_promising(scores, 4 * self.config.kept):
+        for at in most_promising(some.scores, 4 * self.config.kept):
             if len(chosen) == self.config.kept:
                 break
-            if not near_duplicate(texts[at], chosen) and self._gate(campaign, texts[at].slots) is None:
-                chosen.append(Candidate(variant_id=texts[at].variant_id, slots=texts[at].slots, count=0, kept=True))
+            text = some.texts[at]
+            if not near_duplicate(text, chosen) and self._gate(campaign, text.slots) is None:
+                chosen.append(Candidate(variant_id=text.variant_id, slots=text.slots, count=0, kept=True))
         return chosen

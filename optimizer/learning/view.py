@@ -128,14 +128,22 @@ class CriticView:
         """Take a pool's texts apart and score them without a context; once a pool and critic."""
         taken = [encoded(campaign, segment, text.variant_id, text.slots) for text in texts]
         sets = [features for _, features in taken]
-        base = {name: self._predict(name, sets) for name in self._outputs}
+        base = {name: self._predict(name, sets) for name in self._asked(campaign.reward)}
         return PoolFeatures(campaign.reward, [parts for parts, _ in taken], base, self._worth(campaign, segment, base))
+
+    def _asked(self, reward: RewardWeights) -> list[str]:
+        """The outputs that count under this reward: what follows a click where that is paid for, how often a click
+        converts where conversions are not."""
+        unpaid = not (reward.conversion or reward.value)
+        wanted = {"click": True, "converts": unpaid, "clicked": not unpaid or bool(reward.rating)}
+        wanted["unclicked"] = wanted["clicked"]
+        return [name for name in self._outputs if wanted[name]]
 
     def _worth(self, campaign: Campaign, segment: str, base: Mapping[str, Floats]) -> NDArray[np.float64] | None:
         """What a click on each text counts beside one on a control, float64[n]; None where conversions are paid for, or
         none have come back. Means over the heads: that a text may convert better than it has is not tried out."""
         reward = campaign.reward
-        if "converts" not in base or reward.conversion or reward.value or not campaign.controls or not reward.click > 0:
+        if "converts" not in base or not campaign.controls or not reward.click > 0:
             return None
         name = campaign.campaign_id
         controls = [encoded(campaign, segment, variant_id(name, slots), slots)[1] for slots in campaign.controls]
@@ -171,7 +179,7 @@ class CriticView:
         known = features.by_name.get(name)
         if known is None:
             sets = [context_features((name,), part) for part in features.parts]
-            some = [output for output in self._outputs if output != "converts"]
+            some = [output for output in features.base if output != "converts"]
             known = features.by_name[name] = {output: self._predict(output, sets) for output in some}
             if len(features.by_name) > CONTEXTS_KEPT:
                 features.by_name.popitem(last=False)
@@ -181,7 +189,7 @@ class CriticView:
         self, outputs: Mapping[str, Floats], reward: RewardWeights, worth: NDArray[np.float64] | None
     ) -> NDArray[np.float64]:
         def value(name: str) -> NDArray[np.float64] | float:
-            if name not in outputs or not (reward.conversion or reward.value or reward.rating):
+            if name not in outputs:
                 return 0.0
             return np.asarray(outputs[name], np.float64) + self._outputs[name].offset
 
