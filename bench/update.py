@@ -3,10 +3,11 @@
 All on the same model, in the same dtype and threads, on the same 256 texts (8 places x 32 samples) and so the same
 tokens, taking turns in one run. Printed are medians and ratios. What is counted:
 
-- update: score the texts, gradient, clip, optimizer step. Adloop's is `update_policy` (a learner's increment has a step
-  towards the critic's favourites before it, which is counted with it), with its divergence over the whole vocabulary
-  at every token; TRL's is `GRPOTrainer.training_step` on the texts as rollouts and then the optimizer's step, in one
-  batch of 256, with and without its own divergence estimate (beta).
+- update: score the texts, gradient, clip, optimizer step. Adloop's is `update_policy`, with its divergence over the
+  whole vocabulary at every token. A learner's increment has a step towards the critic's favourites before it: it is
+  counted with 128 favourites beside all 256 samples, and as large as a learner takes it by default, 4 pools of 32
+  samples and 128 favourites, 256 texts in all. TRL's is `GRPOTrainer.training_step` on the 256 texts as rollouts and
+  then the optimizer's step, in one batch, with and without its own divergence estimate (beta).
 - sample: 256 texts from 8 prompts. Adloop's is `LanguagePolicy.sample`, with the exact log-probability of each token;
   the other is `generate` with the same temperature, cuts and ends of text.
 - both: sample and update; TRL's samples by itself.
@@ -29,6 +30,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from optimizer.learning.config import LearnerConfig
 from optimizer.learning.favourites import Favourites, FavouritesConfig, follow
 from optimizer.learning.policy import LanguagePolicy, Sample
 from optimizer.learning.prompt import Prompt, build_prompt
@@ -124,9 +126,9 @@ def measure(rounds: int, folder: Path, model: str | None) -> None:
     optimizer = torch.optim.Adam(list(policy.trainable().values()), lr=1e-6)
     one_pass = replace(UpdateConfig(), learning_rate=1e-6, passes=1)
 
-    def update(config: UpdateConfig) -> None:
+    def update(config: UpdateConfig, pools: int = PLACES) -> None:
         policy.model.train()
-        update_policy(policy, optimizer, made, 0.05, 0.02, config)
+        update_policy(policy, optimizer, made[:pools], 0.05, 0.02, config)
 
     following = FavouritesConfig()
     some = [
@@ -135,14 +137,15 @@ def measure(rounds: int, folder: Path, model: str | None) -> None:
         for weights in [np.full(following.texts, 1.0 / following.texts)]
     ]
 
-    def increment() -> None:
+    def increment(pools: int = PLACES) -> None:
         policy.model.train()
         follow(policy, optimizer, some, 0.05, following)
-        update(replace(UpdateConfig(), learning_rate=1e-6))
+        update(replace(UpdateConfig(), learning_rate=1e-6), pools)
 
     works: dict[str, Callable[[], object]] = {
         "update: adloop, 1 gradient step": lambda: update(one_pass),
-        "update: adloop, an increment (favourites and gradient)": increment,
+        "update: adloop, an increment (256 samples, 128 favourites)": increment,
+        "update: adloop, a default increment (128 and 128)": lambda: increment(LearnerConfig().pools_per_increment),
         "sample: adloop": lambda: policy.sample(prompts, SAMPLES, DECODE, generator),
     }
     baselines = {"update": "", "sample": "", "both": ""}
@@ -160,7 +163,7 @@ def measure(rounds: int, folder: Path, model: str | None) -> None:
         baselines["update"] = f"update: TRL's GRPO step, beta {BETA}"
         baselines["both"] = f"both: TRL's GRPO step that samples, beta {BETA}"
     times = timed(works, rounds)
-    sampled, updated = times["sample: adloop"], times["update: adloop, an increment (favourites and gradient)"]
+    sampled, updated = times["sample: adloop"], times["update: adloop, an increment (256 samples, 128 favourites)"]
     times["both: adloop, sample and an increment"] = Times(sampled.wall + updated.wall, sampled.cpu + updated.cpu)
     print(f"{'':<62}{'clock':>9}{'processor':>12}   as fast, by clock and processor")
     for name in sorted(times):
