@@ -15,7 +15,7 @@ KAFKA_PORT ?= 9092
 FAULTS ?=
 EACH ?= 50
 # Processes that share the tests' files; each starts a broker of its own. Half of the tests' time is waiting for one.
-WORKERS ?= 2
+TEST_WORKERS ?= 2
 ARGS ?=
 # 1: the demo's four roles as processes of their own over a broker of their own; HOST:PORT: over that broker.
 KAFKA ?=
@@ -52,10 +52,10 @@ kafka: $(READY) ## start a Kafka broker on 127.0.0.1 (KAFKA_PORT=9092), for deve
 kafka-stop: $(READY) ## stop it; what it holds stays in .cache/kafka
 	@exec scripts/kafka stop $(ARGS)
 
-test: $(READY) ## every test, in WORKERS=2 processes; one file: make test ARGS="tests/unit/test_joiner.py" WORKERS=0
+test: $(READY) ## every test, in TEST_WORKERS=2 processes; one file: make test ARGS="tests/unit/test_joiner.py" TEST_WORKERS=0
 	@scripts/browser
 	@scripts/kafka fetch
-	@exec $(RUN)/python -m pytest -n '$(WORKERS)' --dist loadfile $(ARGS)
+	@exec $(RUN)/python -m pytest -n '$(TEST_WORKERS)' --dist loadfile $(ARGS)
 
 test-faults: $(READY) ## 120 SIGKILLs and 5 broker restarts over 100,000 impressions; 10,000 permutations (20 minutes)
 	@scripts/kafka fetch

@@ -63,7 +63,7 @@ class Known(NamedTuple):
 
     def those(self, wanted: Callable[[Candidate], bool]) -> Known:
         at = [place for place, text in enumerate(self.texts) if wanted(text)]
-        return Known([self.texts[place] for place in at], self.scores[:, at])
+        return Known([self.texts[place] for place in at], np.ascontiguousarray(self.scores[:, at]))
 
 
 class Generator:

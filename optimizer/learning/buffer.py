@@ -131,6 +131,11 @@ class ReplayBuffer:
         row: Floats = self._poisson[zlib.crc32(decision_id.encode()) % BOOTSTRAP_ROWS]
         return row
 
+    def weight(self, decision_id: str) -> Floats:
+        """float32[H]: each head's bootstrap weight of a decision that is held, beside one of now."""
+        held: Floats = self.bootstrap(decision_id) * np.float32(self.entries[decision_id].mass / self._unit)
+        return held
+
     def add(self, row: int, outcome: Outcome) -> bool:
         """Take in a revision; False where it changes nothing: an older or equal revision, or one of a decision that is
         no longer held one by one (counted in `stale_revisions`)."""

@@ -9,8 +9,9 @@ converted at age t keeps what is still to come of V_clicked. F, the share that h
 has arrived (maths/delay.py). As windows close, the targets become what happened: late conversions and refunds revise
 them.
 
-A fourth output, c = P(a click converts), is learnt where conversions come back that the campaign does not pay for. It
-earns nothing; it makes clicks count less that bring fewer conversions than the controls do (maths/guard.py).
+A fourth output, c = P(a click converts), is learnt of campaigns whose conversions come back though they do not pay for
+them. It earns nothing; it makes clicks count less that bring fewer conversions than the campaign's reference clicks do
+(reference.py, maths/guard.py).
 """
 
 from __future__ import annotations
@@ -30,11 +31,13 @@ from optimizer.learning.features import (
     PRIOR_SCALE,
     Family,
     FeatureSet,
+    campaign_name,
     context_features,
     context_names,
     encoded,
 )
 from optimizer.learning.heads import Heads
+from optimizer.learning.reference import Reference, ReferenceClicks
 from optimizer.learning.view import OUTPUTS, CriticView, OutputView
 from optimizer.maths.delay import age_edges, arrival_distribution, still_to_come
 from optimizer.maths.drift import DriftWatch
@@ -43,7 +46,6 @@ from optimizer.types import Campaign, Outcome, Scalar
 Floats = NDArray[np.float32]
 logger = logging.getLogger(__name__)
 BESIDE_TEXT, BESIDE_PLACE = 2.0, 0.3  # the first prior scales of what converts, in units of PRIOR_SCALE
-FIRST_CLICKS = 40
 
 
 @dataclass(frozen=True)
@@ -82,8 +84,8 @@ class Critic:
         learnt = np.ones(len(PRIOR_SCALE), bool)
         learnt[Family.INTERCEPT] = False
         scale = np.where(learnt, config.prior * PRIOR_SCALE, PRIOR_SCALE)
-        # What a text does to conversions is asked beside its campaign's controls: where clicks stop converting, that is
-        # put down to the text before it is put down to the place, which all its texts share.
+        # What a text does to conversions is asked beside its campaign's reference clicks: where clicks stop converting,
+        # that is put down to the text before it is put down to the place, which all its texts share.
         beside = np.where(learnt, BESIDE_TEXT * PRIOR_SCALE, BESIDE_PLACE * PRIOR_SCALE)
         self._outputs = {
             name: Heads(
@@ -105,8 +107,9 @@ class Critic:
         self._unit = 1.0
         self._value_mean = 0.0
         self._converting = 0.5
-        self._guard_offset = 0.0
-        self._first_clicks: dict[str, dict[str, Entry]] = {}
+        self._reference_clicks = ReferenceClicks()
+        self._references: dict[str, Reference] = {}
+        self._campaign_of_row: list[str] = []
         self._offset = float(logit(config.first_rate))
         self._rng = np.random.default_rng([config.seed, 7])
         self.drift = DriftWatch()
@@ -125,7 +128,7 @@ class Critic:
         after = self.buffer.entries.get(outcome.decision_id)
         if after is not None:
             self._note_delays(before, after, outcome)
-            self._note_first(f"{campaign.tenant}/{campaign.campaign_id}", outcome.decision_id, after)
+            self._reference_clicks.note(campaign_name(campaign), outcome.decision_id, after)
         return True
 
     def add_counts(
@@ -153,6 +156,7 @@ class Critic:
         row = self.buffer.row_of(key)
         if row is None:
             row = self.buffer.new_row(key)
+            self._campaign_of_row.append(campaign_name(campaign))
             parts, features = encoded(campaign, segment, variant_id, slots)
             self._write_row(features, context_features(names, parts))
         return row
@@ -177,13 +181,6 @@ class Critic:
             self._indices = np.concatenate([self._indices, np.zeros_like(self._indices)])
         self._indices[start:end] = columns
         self._indptr.append(end)
-
-    def _note_first(self, place: str, name: str, entry: Entry) -> None:
-        """A campaign's first clicks say how often clicks convert there; later ones may be on text that was shown for
-        its clicks."""
-        first = self._first_clicks.setdefault(place, {})
-        if name in first or (entry.click and not entry.pays_later and len(first) < FIRST_CLICKS):
-            first[name] = entry
 
     def _note_delays(self, before: Entry | None, after: Entry, outcome: Outcome) -> None:
         """Arrivals by the log's event time: what matters is when a click could be known, not when it says it was."""
@@ -313,8 +310,11 @@ class Critic:
         unpaid = [one for one in clicked if not one[1].pays_later]
         if paid:
             self._fit_clicked(x, paid)
-        if self.config.guard and any(entry.converted for _, entry in unpaid):
-            self._fit_converts(x, unpaid)
+        if self.config.guard:
+            self._references = self._reference_clicks.rates(self._conversions_arrived)
+            watched = [one for one in unpaid if self._campaign_of_row[one[1].row] in self._references]
+            if watched:
+                self._fit_converts(x, watched)
         if np.any(unclicked_extra):
             unit = self._unit
             self._outputs["unclicked"].fit(
@@ -330,7 +330,7 @@ class Critic:
         self._unit = max(1e-6, float(np.sqrt(np.mean(np.square(extra)))) or 1.0)
         expected = self._predict_target("clicked", x)[rows] * self._unit + self._value_mean
         target = extra[:, None] + self._kept(done, arrived)[:, None] * np.maximum(expected, 0.0)
-        weight = np.array([self.buffer.bootstrap(name) for name, _ in clicked])
+        weight = np.array([self.buffer.weight(name) for name, _ in clicked])
         self._value_mean = float(target.mean())
         mass = np.zeros((self.buffer.rows, self.config.heads), np.float32)
         total = np.zeros_like(mass)
@@ -340,34 +340,26 @@ class Critic:
         self._outputs["clicked"].learn_scales(x, np.asarray(mass.mean(axis=1), np.float64))
 
     def _fit_converts(self, x: sparse.csr_matrix, clicked: list[tuple[str, Entry]]) -> None:
-        """The probability that a click converts, of campaigns that pay for clicks alone; clicks that may still convert
+        """The probability that a click converts, beside the campaign's reference clicks; clicks that may still convert
         count what is still expected of them."""
         heads = self._outputs["converts"]
         entries = [entry for _, entry in clicked]
         done, arrived = self._conversions_arrived(entries)
         converted = np.array([entry.converted for entry in entries])
-        self._guard_offset = self._first_rate()
         rows, at = np.unique([entry.row for entry in entries], return_inverse=True)
         some = x[rows]
-        expected = expit(self._predict_target("converts", some) + self._guard_offset)[at]
+        offset = np.array([[self._references[self._campaign_of_row[row]].offset] for row in rows], np.float32)
+        expected = expit(self._predict_target("converts", some) + offset)[at]
         open_ = ~(done | converted)
         later = np.where(open_[:, None], still_to_come(expected, arrived[:, None]), converted[:, None])
-        weight = np.array([self.buffer.bootstrap(name) for name, _ in clicked])
+        weight = np.array([self.buffer.weight(name) for name, _ in clicked])
         mass = np.zeros((len(rows), self.config.heads), np.float32)
         total = np.zeros_like(mass)
         np.add.at(mass, at, weight)
         np.add.at(total, at, weight * later.astype(np.float32))
-        heads.fit(some, mass, total, "logistic", self.config.steps, self._guard_offset)
-        rate = expit(some @ heads.weights() + self._guard_offset)
+        heads.fit(some, mass, total, "logistic", self.config.steps, offset)
+        rate = expit(some @ heads.weights() + offset)
         heads.learn_scales(some, np.asarray((mass * rate * (1 - rate)).mean(axis=1), np.float64))
-
-    def _first_rate(self) -> float:
-        """Log-odds that one of the campaigns' first clicks converts."""
-        first = [entry for some in self._first_clicks.values() for entry in some.values() if entry.click]
-        done, arrived = self._conversions_arrived(first)
-        converted = np.array([entry.converted for entry in first], bool)
-        known = float(np.where(done | converted, 1.0, arrived).sum())
-        return float(logit(np.clip((converted.sum() + 0.5) / (known + 1.0), 1e-3, 0.95)))
 
     def _conversions_arrived(self, clicked: list[Entry]) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
         """(done bool[m], F float64[m]): which clicks can bring no more; the share of conversions come by their age."""
@@ -402,7 +394,7 @@ class Critic:
         """An immutable snapshot for serving."""
         ids = np.fromiter(self._columns, np.uint64, len(self._columns))
         order = np.argsort(ids)
-        offsets = dict(zip(OUTPUTS, (self._offset, self._value_mean, 0.0, self._guard_offset), strict=True))
+        offsets = dict(zip(OUTPUTS, (self._offset, self._value_mean, 0.0, 0.0), strict=True))
         outputs = {}
         for name, heads in self._outputs.items():
             # An output that was never trained would only add its prior's noise.
@@ -412,7 +404,7 @@ class Critic:
                 weights = _narrowed(heads.weights()[order], self.config.spread)
                 scale = heads.scale * np.float32(self.config.spread)
                 outputs[name] = OutputView(weights * unit, scale * unit, heads.salt, offset)
-        return CriticView(ids[order], outputs)
+        return CriticView(ids[order], outputs, self._references if "converts" in outputs else {})
 
 
 def _narrowed(weights: Floats, spread: float) -> Floats:

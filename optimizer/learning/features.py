@@ -117,13 +117,18 @@ def text_features(place: str, several: bool, segment: str, parts: TextParts) -> 
     return _set(named)
 
 
+def campaign_name(campaign: Campaign) -> str:
+    """What names a campaign among all tenants'."""
+    return f"{campaign.tenant}/{campaign.campaign_id}"
+
+
 def encoded(
     campaign: Campaign, segment: str, variant_id: str, slots: Mapping[str, str]
 ) -> tuple[TextParts, FeatureSet]:
     """A text taken apart, and everything about (campaign, segment, text). Remembered: each critic reads the same texts
     again."""
     product = campaign.product
-    place = f"{campaign.tenant}/{campaign.campaign_id}"
+    place = campaign_name(campaign)
     own = (product.name, product.brand, product.price)
     return _encoded(place, len(campaign.segments) > 1, own, segment, variant_id, tuple(slots.items()))
 

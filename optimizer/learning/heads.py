@@ -85,7 +85,7 @@ class Heads:
         total: Floats,
         link: Literal["logistic", "identity"],
         steps: int,
-        offset: float,
+        offset: float | Floats,
         noise: float = 1.0,
     ) -> float:
         """`steps` full passes of Adam over aggregated rows; returns the last mean gradient norm per head.
@@ -94,14 +94,15 @@ class Heads:
           x: csr[R, F] of 0 and 1, rows as first met.
           mass: float[R, H], each head's bootstrap weight of the row.
           total: float[R, H], sum of weight x target.
-          offset: added to every prediction (log-odds or units).
+          offset: added to every prediction, or float[R, 1] to each row's (log-odds or units).
           noise: variance of a target under the identity link.
         """
         transposed = x.T.tocsr()
         sigma = self.scale[self.families][:, None]
+        added = np.asarray(offset, np.float32)
         norm = 0.0
         for _ in range(steps):
-            predicted = x @ (self.u * sigma) + np.float32(offset)
+            predicted = x @ (self.u * sigma) + added
             if link == "logistic":
                 predicted = expit(predicted)
             gradient = (transposed @ (mass * predicted - total)) * sigma / np.float32(noise) + (self.u - self._z)

@@ -15,16 +15,17 @@ from safetensors.numpy import load, save
 from scipy.special import expit
 
 from optimizer.errors import StoreError
-from optimizer.ids import variant_id
 from optimizer.learning.features import (
     Family,
     FeatureSet,
     TextParts,
+    campaign_name,
     context_features,
     context_names,
     encoded,
 )
 from optimizer.learning.heads import prior_draws
+from optimizer.learning.reference import Reference
 from optimizer.maths.guard import click_worth
 from optimizer.types import Campaign, Candidate, RewardWeights, Scalar
 
@@ -65,10 +66,13 @@ class PoolFeatures:
 class CriticView:
     """Scores texts; two views with the same content have the same `version`."""
 
-    def __init__(self, ids: NDArray[np.uint64], outputs: dict[str, OutputView]) -> None:
-        """`ids` uint64[F], ascending."""
+    def __init__(
+        self, ids: NDArray[np.uint64], outputs: dict[str, OutputView], references: Mapping[str, Reference] | None = None
+    ) -> None:
+        """`ids` uint64[F], ascending. `references`: of the campaigns whose clicks count as much as they convert."""
         self._ids = ids
         self._outputs = outputs
+        self._references = dict(references or {})
         self.heads = outputs["click"].weights.shape[1]
         self._bytes = save(self._tensors())
         self.version = "c-" + hashlib.sha256(self._bytes).hexdigest()[:16]
@@ -79,6 +83,10 @@ class CriticView:
             tensors[f"{name}.weights"] = np.ascontiguousarray(output.weights)
             tensors[f"{name}.scale"] = np.ascontiguousarray(output.scale)
             tensors[f"{name}.prior"] = np.array([output.salt, output.offset], np.float64)
+        if self._references:
+            names = [name.encode() for name in self._references]
+            tensors["guard.names"] = np.frombuffer(b"\0".join(names), np.uint8)
+            tensors["guard.rates"] = np.array(list(self._references.values()), np.float64)
         return tensors
 
     def to_bytes(self) -> bytes:
@@ -122,33 +130,31 @@ class CriticView:
         for name in names:
             salt, offset = tensors[f"{name}.prior"].tolist()
             outputs[name] = OutputView(tensors[f"{name}.weights"], tensors[f"{name}.scale"], int(salt), offset)
-        return cls(ids, outputs)
+        return cls(ids, outputs, _references(tensors, source))
 
     def encode(self, campaign: Campaign, segment: str, texts: Sequence[Candidate]) -> PoolFeatures:
         """Take a pool's texts apart and score them without a context; once a pool and critic."""
         taken = [encoded(campaign, segment, text.variant_id, text.slots) for text in texts]
         sets = [features for _, features in taken]
         base = {name: self._predict(name, sets) for name in self._asked(campaign.reward)}
-        return PoolFeatures(campaign.reward, [parts for parts, _ in taken], base, self._worth(campaign, segment, base))
+        return PoolFeatures(campaign.reward, [parts for parts, _ in taken], base, self._worth(campaign, base))
 
     def _asked(self, reward: RewardWeights) -> list[str]:
-        """The outputs that count under this reward: what follows a click where that is paid for, how often a click
-        converts where conversions are not."""
-        unpaid = not (reward.conversion or reward.value)
-        wanted = {"click": True, "converts": unpaid, "clicked": not unpaid or bool(reward.rating)}
-        wanted["unclicked"] = wanted["clicked"]
+        """The outputs that count under this reward: what follows a click where that is paid for, else how often a click
+        converts."""
+        later = bool(reward.conversion or reward.value or reward.rating)
+        wanted = {"click": True, "clicked": later, "unclicked": later, "converts": not later}
         return [name for name in self._outputs if wanted[name]]
 
-    def _worth(self, campaign: Campaign, segment: str, base: Mapping[str, Floats]) -> NDArray[np.float64] | None:
-        """What a click on each text counts beside one on a control, float64[n]; None where conversions are paid for, or
-        none have come back. Means over the heads: that a text may convert better than it has is not tried out."""
-        reward = campaign.reward
-        if "converts" not in base or not campaign.controls or not reward.click > 0:
+    def _worth(self, campaign: Campaign, base: Mapping[str, Floats]) -> NDArray[np.float64] | None:
+        """What a click on each text counts beside the campaign's reference clicks, float64[n]; None where more than
+        clicks is paid for, or no conversion has come back. The mean over the heads: that a text may convert better than
+        it has is not tried out."""
+        reference = self._references.get(campaign_name(campaign))
+        if reference is None or "converts" not in base:
             return None
-        name = campaign.campaign_id
-        controls = [encoded(campaign, segment, variant_id(name, slots), slots)[1] for slots in campaign.controls]
-        control = self._probability("converts", self._predict("converts", controls))
-        return click_worth(self._probability("converts", base["converts"]).mean(axis=1), float(control.mean()))
+        converts = expit(np.asarray(base["converts"], np.float64) + reference.offset).mean(axis=1)
+        return click_worth(converts, reference.low)
 
     def _probability(self, name: str, predicted: Floats) -> NDArray[np.float64]:
         return np.asarray(expit(np.asarray(predicted, np.float64) + self._outputs[name].offset), np.float64)
@@ -217,3 +223,17 @@ class CriticView:
         some = lengths > 0
         sums[some] = np.add.reduceat(rows, (np.cumsum(lengths) - lengths)[some], axis=0)
         return sums
+
+
+def _references(tensors: Mapping[str, np.ndarray], source: str | Path) -> dict[str, Reference]:
+    """The campaigns that are guarded; none in a critic from before there was a guard. Raises StoreError."""
+    if "guard.names" not in tensors:
+        return {}
+    names = tensors["guard.names"].astype(np.uint8).tobytes().decode("utf-8", "replace").split("\0")
+    rates = tensors["guard.rates"]
+    if rates.dtype != np.float64 or rates.shape != (len(names), 2) or not np.isfinite(rates).all():
+        got = f"dtype {rates.dtype} and shape {list(rates.shape)}"
+        raise StoreError(f"{source}: guard.rates has {got}, expected finite float64 {[len(names), 2]}; it is refused")
+    if not (rates[:, 1] > 0).all():
+        raise StoreError(f"{source}: guard.rates has a rate of 0 or less; the version is refused")
+    return {name: Reference(*rate) for name, rate in zip(names, rates.tolist(), strict=True)}

@@ -4,25 +4,48 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import betaincinv
 
 Floats = NDArray[np.float64]
 
 
 POWER = 2.0
+LOW = 0.16  # the quantile that lies one standard deviation below
+POOLED = 10.0  # clicks that the other campaigns' rate counts as
 
 
-def click_worth(converts: Floats, control: float) -> Floats:
-    """min(1, c / c0) ** POWER, float64[n]: a click counts in full where it converts as often as a control's, a quarter
-    where it converts half as often. It never counts more: what is not paid for is no aim of its own.
+def click_worth(converts: Floats, reference: float) -> Floats:
+    """min(1, c / c0) ** POWER, float64[n]: a click counts in full where it converts as often as the campaign's
+    reference clicks, a quarter where it converts half as often. It never counts more: what is not paid for is no aim of
+    its own.
 
-    By click and not by impression: text that draws nine times the clicks would have to lose nine tenths of its
+    By click and not by impression: text that draws nine times the clicks would have to lose eight ninths of its
     conversions before it had fewer of them than control, and by then it would be shown everywhere. Squared, since c is
-    learnt after the clicks: drawn towards c0 by its prior, it is too high just when it matters (docs/decisions.md).
+    learnt after the clicks: drawn towards c0 by its prior, it is too high just when it matters (docs/decisions.md). So
+    a text with nine times the clicks of which a third as many convert stands about where control does, though it
+    brings three times the conversions: the guard errs on the side of what the campaign has.
 
     Args:
       converts: c float[n], probability that a click on each text converts.
-      control: c0 > 0, the same of the control texts.
+      reference: c0 > 0, what the reference clicks convert at, at least (`reference_rates`).
     """
-    if not control > 0:
-        raise ValueError(f"control: got {control}, expected > 0")
-    return np.minimum(1.0, np.asarray(converts, np.float64) / control) ** POWER
+    if not reference > 0:
+        raise ValueError(f"reference: got {reference}, expected > 0")
+    return np.minimum(1.0, np.asarray(converts, np.float64) / reference) ** POWER
+
+
+def reference_rates(converted: Floats, known: Floats) -> tuple[Floats, Floats]:
+    """(centre, low), float64[C] each: of each campaign's reference clicks, how often they convert, drawn towards all
+    campaigns' rate as POOLED clicks would; and how often they do at least: the LOW quantile of the posterior under
+    Jeffreys' prior, Beta(k + 1/2, n - k + 1/2). The centre is the best guess of what a new text's clicks convert at; a
+    text is held against the low one, so that a few lucky reference clicks don't make all texts look like bait.
+
+    Args:
+      converted: k float[C], reference clicks that converted.
+      known: n float[C] >= k, reference clicks of which that is known; parts of clicks for those still open.
+    """
+    k, n = np.asarray(converted, np.float64), np.asarray(known, np.float64)
+    if (k < 0).any() or (n < k).any():
+        raise ValueError("converted, known: got a campaign with fewer clicks than conversions, expected 0 <= k <= n")
+    pooled = (k.sum() + 0.5) / (n.sum() + 1.0)
+    return (k + POOLED * pooled) / (n + POOLED), betaincinv(k + 0.5, n - k + 0.5, LOW)

@@ -12,7 +12,7 @@ import torch
 
 from optimizer.ids import campaign_hash, variant_id
 from optimizer.learning.base import load_policy
-from optimizer.learning.policy import Cancelled
+from optimizer.learning.policy import Cancelled, LanguagePolicy
 from optimizer.learning.prompt import build_prompt
 from optimizer.stream.log import Append
 from optimizer.types import Campaign, PolicyRecord, Pool, Rules, Slot, to_json
@@ -184,6 +184,39 @@ def test_texts_are_grown_from_promising_beginnings_and_are_no_samples(loop: Loop
             assert text.token_ids[0][0] in starts
         new += len({text.variant_id for text in grown} - {text.variant_id for text in first})
     assert new
+
+
+def test_a_text_that_the_reference_finds_unlikely_is_refused_and_no_other(
+    loop: Loop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: set[tuple[tuple[int, ...], ...]] = set()
+
+    def surprise(
+        self: object, prompts: object, token_ids: list[tuple[tuple[int, ...], ...]], decode: object
+    ) -> list[float]:
+        asked.update(token_ids)
+        return [7.0 if odd(ids) else 5.0 for ids in token_ids]
+
+    def odd(ids: tuple[tuple[int, ...], ...]) -> bool:
+        return sum(ids[0]) % 2 == 1
+
+    monkeypatch.setattr(LanguagePolicy, "surprise", surprise)
+    config = GeneratorConfig(samples=64, regrown=16, parents=4, kept=0, most_surprise=6.0, decode=MANY.decode)
+    generator = loop.generator(config)
+    generator.step()
+    publish(loop, 0.0005)
+    generator.step()
+    reasons = set()
+    for pool in loop.pools():
+        for text in pool.candidates:
+            reasons.add(text.rejected)
+            if text.token_ids in asked and text.rejected != "control":
+                assert text.rejected == ("unlikely" if odd(text.token_ids) else None)
+            # Who is refused otherwise is not asked about.
+            assert (text.token_ids in asked) == (text.rejected in (None, "unlikely", "control"))
+    assert {None, "unlikely"} <= reasons
+    # Refused as samples; a text that only grew is left out.
+    assert not any(odd(c.token_ids) for pool in loop.pools()[2:] for c in pool.candidates if c.kept)
 
 
 def test_a_text_is_cut_inside_of_it(loop: Loop) -> None:

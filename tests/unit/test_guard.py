@@ -6,10 +6,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from safetensors.numpy import load, save
 
+from optimizer.errors import StoreError
 from optimizer.learning.critic import Critic, CriticConfig
 from optimizer.learning.view import CriticView
-from optimizer.maths.guard import click_worth
+from optimizer.maths.guard import click_worth, reference_rates
 from optimizer.types import Campaign, RewardWeights
 from tests.learning_rig import START_MS, campaign, candidate, outcome
 
@@ -20,14 +22,14 @@ DONE = START_MS + 10**7
 
 
 def test_a_click_counts_as_much_as_it_converts_beside_a_controls() -> None:
-    worth = click_worth(np.array([0.30, 0.45, 0.15, 0.0]), control=0.30)
+    worth = click_worth(np.array([0.30, 0.45, 0.15, 0.0]), reference=0.30)
     np.testing.assert_allclose(worth, [1, 1, 0.25, 0])
 
 
-@pytest.mark.parametrize("control", [0.0, -0.1, float("nan")])
-def test_controls_that_never_convert_are_refused(control: float) -> None:
+@pytest.mark.parametrize("reference", [0.0, -0.1, float("nan")])
+def test_reference_clicks_that_never_convert_are_refused(reference: float) -> None:
     with pytest.raises(ValueError, match="expected > 0"):
-        click_worth(np.ones(1), control)
+        click_worth(np.ones(1), reference)
 
 
 def taught(made: Campaign, convert: bool = True, config: CriticConfig = CONFIG, closed: bool = True) -> Critic:
@@ -84,9 +86,15 @@ def test_the_guard_survives_the_views_bytes_and_holds_in_every_context() -> None
 
 
 @pytest.mark.parametrize(
-    "reward", [RewardWeights(click=1.0, conversion=2.0), RewardWeights(click=1.0, value=0.1)], ids=str
+    "reward",
+    [
+        RewardWeights(click=1.0, conversion=2.0),
+        RewardWeights(click=1.0, value=0.1),
+        RewardWeights(click=1.0, rating=0.5),
+    ],
+    ids=str,
 )
-def test_who_pays_for_conversions_gets_what_is_paid_for(reward: RewardWeights) -> None:
+def test_who_pays_for_more_than_clicks_gets_what_is_paid_for(reward: RewardWeights) -> None:
     made = campaign(reward=reward)
     assert seen(taught(made).view(), made)[1].tolist() == [1, 1, 1]
 
@@ -96,6 +104,94 @@ def test_where_no_conversion_ever_comes_nothing_is_guarded() -> None:
     score, worth = seen(taught(made, convert=False).view(), made)
     assert worth.tolist() == [1, 1, 1]
     assert score[1] > 3 * score[0]
+
+
+def clicks(critic: Critic, made: Campaign, seed: int, spread: dict[str, tuple[int, float]]) -> None:
+    """`spread`: text -> (clicks, probability that one of them converts), in random order; the first is the control."""
+    rng = np.random.default_rng(seed)
+    texts = [candidate(text) for text in spread]
+    for at, one in enumerate(rng.permutation(np.repeat(np.arange(len(texts)), [n for n, _ in spread.values()]))):
+        shown = outcome(
+            f"{made.campaign_id}-{seed}-{at}",
+            click=True,
+            conversions=int(rng.random() < list(spread.values())[one][1]),
+            closed=True,
+            as_of=DONE,
+            campaign_id=made.campaign_id,
+            variant_id=texts[one].variant_id,
+            reward=made.reward,
+            pool_id="p",
+            source="pool" if one else "control",
+        )
+        critic.add(shown, made, texts[one].slots)
+
+
+def test_a_campaign_that_posts_no_conversions_is_not_held_against_one_that_does() -> None:
+    posts, silent = campaign("posts"), campaign("silent")
+    critic = Critic(CONFIG)
+    clicks(critic, posts, 1, {"Trail Runner 3: light": (10, 0.3), HONEST: (200, 0.3), POOR: (20, 0.3)})
+    clicks(critic, silent, 2, {"Trail Runner 3: light": (10, 0.0), HONEST: (200, 0.0), POOR: (20, 0.0)})
+    for _ in range(4):
+        critic.fit()
+    assert seen(critic.view(), silent)[1].tolist() == [1, 1, 1]
+    assert seen(critic.view(), posts)[1][0] > 0.8
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.4])
+def test_chance_makes_no_bait_of_texts_that_convert_alike(rate: float) -> None:
+    worth = []
+    for seed in range(8):
+        critic, made = Critic(replace(CONFIG, seed=seed)), campaign()
+        clicks(critic, made, seed, {"Trail Runner 3: light": (20, rate), HONEST: (400, rate), BAIT: (50, rate)})
+        for _ in range(10):
+            critic.fit()
+        worth.append(seen(critic.view(), made)[1])
+    assert np.mean(worth) > 0.9
+    assert np.mean([some[0] for some in worth]) > 0.85
+    assert np.min(worth) > 0.3
+
+
+def test_a_campaign_that_converts_a_tenth_as_often_as_another_has_its_own_measure() -> None:
+    often, seldom = campaign("often"), campaign("seldom")
+    worth = []
+    for seed in range(4):
+        critic = Critic(replace(CONFIG, seed=seed))
+        clicks(critic, often, seed, {"Trail Runner 3: light": (20, 0.4), HONEST: (200, 0.4), POOR: (20, 0.4)})
+        clicks(critic, seldom, seed, {"Trail Runner 3: light": (20, 0.04), HONEST: (200, 0.04), POOR: (20, 0.04)})
+        for _ in range(10):
+            critic.fit()
+        worth.append(seen(critic.view(), seldom)[1][0])
+    assert np.mean(worth) > 0.85
+
+
+def test_reference_rates_are_drawn_together_and_the_low_one_is_below_what_was_seen() -> None:
+    centre, low = reference_rates(np.array([4.0, 0.0, 400.0]), np.array([40.0, 40.0, 4000.0]))
+    assert centre[1] > 0
+    assert 0 < low[1] < 0.01
+    # Both have converted at a tenth; the more clicks say so, the closer the low one comes.
+    assert low[0] < low[2] < 0.1
+    assert 0.1 - low[2] < 0.01
+    np.testing.assert_allclose(centre[[0, 2]], 0.1, atol=0.01)
+
+
+@pytest.mark.parametrize(("converted", "known"), [(-1.0, 4.0), (5.0, 4.0)])
+def test_more_conversions_than_clicks_are_refused(converted: float, known: float) -> None:
+    with pytest.raises(ValueError, match="expected 0 <= k <= n"):
+        reference_rates(np.array([converted]), np.array([known]))
+
+
+def test_a_view_with_a_broken_guard_is_refused() -> None:
+    tensors = load(taught(campaign()).view().to_bytes())
+    for rates in (tensors["guard.rates"][:, :1], np.full((1, 2), np.nan), np.zeros((1, 2))):
+        with pytest.raises(StoreError, match=r"v: guard\.rates"):
+            CriticView.from_bytes(save({**tensors, "guard.rates": np.ascontiguousarray(rates)}), "v")
+
+
+def test_a_view_from_before_there_was_a_guard_counts_clicks_in_full() -> None:
+    made = campaign()
+    tensors = load(taught(made).view().to_bytes())
+    old = {name: tensor for name, tensor in tensors.items() if not name.startswith(("guard.", "converts."))}
+    assert seen(CriticView.from_bytes(save(old), "v"), made)[1].tolist() == [1, 1, 1]
 
 
 def test_clicks_that_may_still_convert_do_not_count_as_clicks_without() -> None:
