@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import betaincinv
+from scipy.special import betaincinv, betaln
 
 Floats = NDArray[np.float64]
 
 
 POWER = 2.0
 LOW = 0.16  # the quantile that lies one standard deviation below
-POOLED = 10.0  # clicks that the other campaigns' rate counts as
+CLICKS = 2.0 ** np.arange(8)[:, None]  # what the shared prior may count as, in clicks of a campaign
 
 
 def click_worth(converts: Floats, reference: float) -> Floats:
@@ -35,17 +35,23 @@ def click_worth(converts: Floats, reference: float) -> Floats:
 
 
 def reference_rates(converted: Floats, known: Floats) -> tuple[Floats, Floats]:
-    """(centre, low), float64[C] each: of each campaign's reference clicks, how often they convert, drawn towards all
-    campaigns' rate as POOLED clicks would; and how often they do at least: the LOW quantile of the posterior under
-    Jeffreys' prior, Beta(k + 1/2, n - k + 1/2). The centre is the best guess of what a new text's clicks convert at; a
-    text is held against the low one, so that a few lucky reference clicks don't make all texts look like bait.
+    """(centre, low), float64[C] each: how often each campaign's clicks convert, the posterior's mean and its LOW
+    quantile, under a beta prior that the campaigns share: of their common rate, and as narrow as makes what they show
+    likeliest (empirical Bayes for the beta-binomial: Skellam 1948; Efron, Hastie 2016, section 6.1). Campaigns that are
+    alike learn from each other; one that is not has its own rate. A text is held against the low one, so that a few
+    lucky clicks don't make all other texts look like bait.
 
     Args:
-      converted: k float[C], reference clicks that converted.
-      known: n float[C] >= k, reference clicks of which that is known; parts of clicks for those still open.
+      converted: k float[C], clicks that converted.
+      known: n float[C] >= k, clicks of which that is known; parts of clicks for those still open.
     """
     k, n = np.asarray(converted, np.float64), np.asarray(known, np.float64)
     if (k < 0).any() or (n < k).any():
         raise ValueError("converted, known: got a campaign with fewer clicks than conversions, expected 0 <= k <= n")
-    pooled = (k.sum() + 0.5) / (n.sum() + 1.0)
-    return (k + POOLED * pooled) / (n + POOLED), betaincinv(k + 0.5, n - k + 0.5, LOW)
+    mean = (k.sum() + 0.5) / (n.sum() + 1.0)
+    likelihood = (
+        betaln(k + mean * CLICKS, n - k + (1 - mean) * CLICKS) - betaln(mean * CLICKS, (1 - mean) * CLICKS)
+    ).sum(axis=1)
+    prior = CLICKS[int(np.argmax(likelihood)), 0] if len(k) > 1 else 1.0
+    a, b = k + mean * prior, n - k + (1 - mean) * prior
+    return a / (a + b), betaincinv(a, b, LOW)

@@ -164,14 +164,23 @@ def test_a_campaign_that_converts_a_tenth_as_often_as_another_has_its_own_measur
     assert np.mean(worth) > 0.85
 
 
-def test_reference_rates_are_drawn_together_and_the_low_one_is_below_what_was_seen() -> None:
-    centre, low = reference_rates(np.array([4.0, 0.0, 400.0]), np.array([40.0, 40.0, 4000.0]))
-    assert centre[1] > 0
-    assert 0 < low[1] < 0.01
-    # Both have converted at a tenth; the more clicks say so, the closer the low one comes.
-    assert low[0] < low[2] < 0.1
-    assert 0.1 - low[2] < 0.01
-    np.testing.assert_allclose(centre[[0, 2]], 0.1, atol=0.01)
+def test_a_low_rate_is_below_what_was_seen_and_the_closer_the_more_was_seen() -> None:
+    for clicks in (10.0, 100.0, 1000.0):
+        centre, low = reference_rates(np.array([0.2 * clicks]), np.array([clicks]))
+        assert low[0] < 0.2
+        np.testing.assert_allclose(centre, 0.2, atol=0.06)
+        # One standard deviation below, about.
+        np.testing.assert_allclose(0.2 - low[0], np.sqrt(0.16 / clicks), rtol=0.4)
+
+
+def test_campaigns_that_are_alike_teach_each_other_and_one_that_is_not_keeps_its_own_rate() -> None:
+    alike = np.full(8, 4.0), np.full(8, 10.0)
+    _, alone = reference_rates(alike[0][:1], alike[1][:1])
+    _, together = reference_rates(*alike)
+    assert together[0] > alone[0] + 0.05
+    centre, low = reference_rates(np.array([300.0, 30.0]), np.array([1000.0, 1000.0]))
+    np.testing.assert_allclose(centre, [0.3, 0.03], atol=0.01)
+    assert low[1] < 0.03 < 0.27 < low[0]
 
 
 @pytest.mark.parametrize(("converted", "known"), [(-1.0, 4.0), (5.0, 4.0)])
