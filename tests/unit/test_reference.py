@@ -13,7 +13,6 @@ from optimizer.learning.reference import ReferenceClicks
 from optimizer.types import RewardWeights
 from tests.learning_rig import outcome
 
-
 CLICKS_ALONE = RewardWeights(click=1.0)
 
 
