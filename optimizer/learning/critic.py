@@ -10,8 +10,8 @@ has arrived (maths/delay.py). As windows close, the targets become what happened
 them.
 
 A fourth output, c = P(a click converts), is learnt of campaigns whose conversions come back though they do not pay for
-them. It earns nothing; it makes clicks count less that bring fewer conversions than the campaign's reference clicks do
-(reference.py, maths/guard.py).
+them. It earns nothing; it makes clicks count less that bring fewer conversions than those on other texts (reference.py,
+maths/guard.py).
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from optimizer.learning.features import (
     encoded,
 )
 from optimizer.learning.heads import Heads
-from optimizer.learning.reference import Reference, ReferenceClicks
+from optimizer.learning.reference import RecentClicks
 from optimizer.learning.view import OUTPUTS, CriticView, OutputView
 from optimizer.maths.delay import age_edges, arrival_distribution, still_to_come
 from optimizer.maths.drift import DriftWatch
@@ -45,6 +45,7 @@ from optimizer.types import Campaign, Outcome, Scalar
 
 Floats = NDArray[np.float32]
 logger = logging.getLogger(__name__)
+CONVERTS_PASSES = 3  # clicked rows are few, and bait is to be known before it is everywhere
 BESIDE_TEXT, BESIDE_PLACE = 2.0, 0.3  # the first prior scales of what converts, in units of PRIOR_SCALE
 
 
@@ -107,8 +108,8 @@ class Critic:
         self._unit = 1.0
         self._value_mean = 0.0
         self._converting = 0.5
-        self._reference_clicks = ReferenceClicks()
-        self._references: dict[str, Reference] = {}
+        self._recent_clicks = RecentClicks()
+        self._references: dict[str, float] = {}
         self._campaign_of_row: list[str] = []
         self._offset = float(logit(config.first_rate))
         self._rng = np.random.default_rng([config.seed, 7])
@@ -128,7 +129,7 @@ class Critic:
         after = self.buffer.entries.get(outcome.decision_id)
         if after is not None:
             self._note_delays(before, after, outcome)
-            self._reference_clicks.note(campaign_name(campaign), outcome.decision_id, after)
+            self._recent_clicks.note(campaign_name(campaign), outcome.decision_id, after)
         return True
 
     def add_counts(
@@ -311,7 +312,7 @@ class Critic:
         if paid:
             self._fit_clicked(x, paid)
         if self.config.guard:
-            self._references = self._reference_clicks.rates(self._conversions_arrived)
+            self._references = self._recent_clicks.rates(self._conversions_arrived)
             watched = [one for one in unpaid if self._campaign_of_row[one[1].row] in self._references]
             if watched:
                 self._fit_converts(x, watched)
@@ -348,7 +349,7 @@ class Critic:
         converted = np.array([entry.converted for entry in entries])
         rows, at = np.unique([entry.row for entry in entries], return_inverse=True)
         some = x[rows]
-        offset = np.array([[self._references[self._campaign_of_row[row]].offset] for row in rows], np.float32)
+        offset = np.array([[self._references[self._campaign_of_row[row]]] for row in rows], np.float32)
         expected = expit(self._predict_target("converts", some) + offset)[at]
         open_ = ~(done | converted)
         later = np.where(open_[:, None], still_to_come(expected, arrived[:, None]), converted[:, None])
@@ -357,7 +358,7 @@ class Critic:
         total = np.zeros_like(mass)
         np.add.at(mass, at, weight)
         np.add.at(total, at, weight * later.astype(np.float32))
-        heads.fit(some, mass, total, "logistic", self.config.steps, offset)
+        heads.fit(some, mass, total, "logistic", CONVERTS_PASSES * self.config.steps, offset)
         rate = expit(some @ heads.weights() + offset)
         heads.learn_scales(some, np.asarray((mass * rate * (1 - rate)).mean(axis=1), np.float64))
 

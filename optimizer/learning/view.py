@@ -25,7 +25,6 @@ from optimizer.learning.features import (
     encoded,
 )
 from optimizer.learning.heads import prior_draws
-from optimizer.learning.reference import Reference
 from optimizer.maths.guard import click_worth
 from optimizer.types import Campaign, Candidate, RewardWeights, Scalar
 
@@ -67,9 +66,10 @@ class CriticView:
     """Scores texts; two views with the same content have the same `version`."""
 
     def __init__(
-        self, ids: NDArray[np.uint64], outputs: dict[str, OutputView], references: Mapping[str, Reference] | None = None
+        self, ids: NDArray[np.uint64], outputs: dict[str, OutputView], references: Mapping[str, float] | None = None
     ) -> None:
-        """`ids` uint64[F], ascending. `references`: of the campaigns whose clicks count as much as they convert."""
+        """`ids` uint64[F], ascending. `references`: of the campaigns whose clicks count as much as they convert, the
+        log-odds that a click does (reference.py)."""
         self._ids = ids
         self._outputs = outputs
         self._references = dict(references or {})
@@ -147,14 +147,13 @@ class CriticView:
         return [name for name in self._outputs if wanted[name]]
 
     def _worth(self, campaign: Campaign, base: Mapping[str, Floats]) -> NDArray[np.float64] | None:
-        """What a click on each text counts beside the campaign's reference clicks, float64[n]; None where more than
-        clicks is paid for, or no conversion has come back. The mean over the heads: that a text may convert better than
-        it has is not tried out."""
+        """What a click on each text counts beside the others, float64[n]; None where more than clicks is paid for, or
+        no conversion has come back. In the middle of the heads' log-odds: that a text may convert better than it has is
+        not tried out, and what little is known of a text does not raise it, as the mean of probabilities would."""
         reference = self._references.get(campaign_name(campaign))
         if reference is None or "converts" not in base:
             return None
-        converts = expit(np.asarray(base["converts"], np.float64) + reference.offset).mean(axis=1)
-        return click_worth(converts, reference.low)
+        return click_worth(expit(np.asarray(base["converts"], np.float64).mean(axis=1) + reference))
 
     def _probability(self, name: str, predicted: Floats) -> NDArray[np.float64]:
         return np.asarray(expit(np.asarray(predicted, np.float64) + self._outputs[name].offset), np.float64)
@@ -225,15 +224,13 @@ class CriticView:
         return sums
 
 
-def _references(tensors: Mapping[str, np.ndarray], source: str | Path) -> dict[str, Reference]:
+def _references(tensors: Mapping[str, np.ndarray], source: str | Path) -> dict[str, float]:
     """The campaigns that are guarded; none in a critic from before there was a guard. Raises StoreError."""
     if "guard.names" not in tensors:
         return {}
     names = tensors["guard.names"].astype(np.uint8).tobytes().decode("utf-8", "replace").split("\0")
     rates = tensors["guard.rates"]
-    if rates.dtype != np.float64 or rates.shape != (len(names), 2) or not np.isfinite(rates).all():
+    if rates.dtype != np.float64 or rates.shape != (len(names),) or not np.isfinite(rates).all():
         got = f"dtype {rates.dtype} and shape {list(rates.shape)}"
-        raise StoreError(f"{source}: guard.rates has {got}, expected finite float64 {[len(names), 2]}; it is refused")
-    if not (rates[:, 1] > 0).all():
-        raise StoreError(f"{source}: guard.rates has a rate of 0 or less; the version is refused")
-    return {name: Reference(*rate) for name, rate in zip(names, rates.tolist(), strict=True)}
+        raise StoreError(f"{source}: guard.rates has {got}, expected finite float64 {[len(names)]}; it is refused")
+    return dict(zip(names, rates.tolist(), strict=True))

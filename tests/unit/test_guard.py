@@ -11,7 +11,7 @@ from safetensors.numpy import load, save
 from optimizer.errors import StoreError
 from optimizer.learning.critic import Critic, CriticConfig
 from optimizer.learning.view import CriticView
-from optimizer.maths.guard import click_worth, reference_rates
+from optimizer.maths.guard import click_worth, shared_rates
 from optimizer.types import Campaign, RewardWeights
 from tests.learning_rig import START_MS, campaign, candidate, outcome
 
@@ -21,15 +21,21 @@ TEXTS = [candidate(text) for text in (HONEST, BAIT, POOR)]
 DONE = START_MS + 10**7
 
 
-def test_a_click_counts_as_much_as_it_converts_beside_a_controls() -> None:
-    worth = click_worth(np.array([0.30, 0.45, 0.15, 0.0]), reference=0.30)
-    np.testing.assert_allclose(worth, [1, 1, 0.25, 0])
+def test_a_click_counts_as_much_as_it_converts_beside_the_better_texts() -> None:
+    worth = click_worth(np.array([0.30, 0.30, 0.28, 0.135, 0.30 * 0.09, 0.30]))
+    np.testing.assert_allclose(worth, [1, 1, 1, 0.25, 0.01, 1])
 
 
-@pytest.mark.parametrize("reference", [0.0, -0.1, float("nan")])
-def test_reference_clicks_that_never_convert_are_refused(reference: float) -> None:
-    with pytest.raises(ValueError, match="expected > 0"):
-        click_worth(np.ones(1), reference)
+def test_texts_that_convert_alike_all_count_in_full() -> None:
+    assert click_worth(np.full(7, 0.03)).tolist() == [1] * 7
+    assert click_worth(np.array([0.2])).tolist() == [1]
+    assert click_worth(np.zeros(0)).tolist() == []
+
+
+@pytest.mark.parametrize("impossible", [0.0, -0.1, float("nan")])
+def test_what_can_be_no_estimate_is_refused(impossible: float) -> None:
+    with pytest.raises(ValueError, match="expected probabilities > 0"):
+        click_worth(np.array([0.2, impossible]))
 
 
 def taught(made: Campaign, convert: bool = True, config: CriticConfig = CONFIG, closed: bool = True) -> Critic:
@@ -106,92 +112,94 @@ def test_where_no_conversion_ever_comes_nothing_is_guarded() -> None:
     assert score[1] > 3 * score[0]
 
 
-def clicks(critic: Critic, made: Campaign, seed: int, spread: dict[str, tuple[int, float]]) -> None:
-    """`spread`: text -> (clicks, probability that one of them converts), in random order; the first is the control."""
+WORDS = ("light", "warm", "bold", "calm", "fresh", "quick", "soft", "bright", "steady", "wild", "clean", "kind")
+POOL = [candidate(f"{one} days, {other} roads") for one in WORDS for other in WORDS[:4] if one != other]
+
+
+def clicks(critic: Critic, made: Campaign, seed: int, rate: float) -> None:
+    """540 clicks, each of which converts with probability `rate`: 20 on the control, 400 on one text of the pool, 50 on
+    another and 7 on each of ten; most of the pool has none."""
     rng = np.random.default_rng(seed)
-    texts = [candidate(text) for text in spread]
-    for at, one in enumerate(rng.permutation(np.repeat(np.arange(len(texts)), [n for n, _ in spread.values()]))):
+    control = candidate(made.controls[0]["headline"])
+    texts = [control] * 20 + [POOL[0]] * 400 + [POOL[1]] * 50 + [text for text in POOL[2:12] for _ in range(7)]
+    for at, one in enumerate(rng.permutation(len(texts))):
         shown = outcome(
             f"{made.campaign_id}-{seed}-{at}",
             click=True,
-            conversions=int(rng.random() < list(spread.values())[one][1]),
+            conversions=int(rng.random() < rate),
             closed=True,
             as_of=DONE,
             campaign_id=made.campaign_id,
             variant_id=texts[one].variant_id,
             reward=made.reward,
-            pool_id="p",
-            source="pool" if one else "control",
+            source="control" if texts[one] is control else "pool",
         )
         critic.add(shown, made, texts[one].slots)
+
+
+def worths(critic: Critic, made: Campaign) -> np.ndarray:
+    """float64[n]: what a click on each text of the pool counts."""
+    view = critic.view()
+    return np.asarray(view.worth(view.encode(made, "all", POOL)))
 
 
 def test_a_campaign_that_posts_no_conversions_is_not_held_against_one_that_does() -> None:
     posts, silent = campaign("posts"), campaign("silent")
     critic = Critic(CONFIG)
-    clicks(critic, posts, 1, {"Trail Runner 3: light": (10, 0.3), HONEST: (200, 0.3), POOR: (20, 0.3)})
-    clicks(critic, silent, 2, {"Trail Runner 3: light": (10, 0.0), HONEST: (200, 0.0), POOR: (20, 0.0)})
-    for _ in range(4):
+    clicks(critic, posts, 1, 0.3)
+    clicks(critic, silent, 2, 0.0)
+    for _ in range(6):
         critic.fit()
-    assert seen(critic.view(), silent)[1].tolist() == [1, 1, 1]
-    assert seen(critic.view(), posts)[1][0] > 0.8
+    assert worths(critic, silent).tolist() == [1] * len(POOL)
+    assert worths(critic, posts).min() < 1
 
 
-@pytest.mark.parametrize("rate", [0.1, 0.4])
+@pytest.mark.parametrize("rate", [0.05, 0.1, 0.4])
 def test_chance_makes_no_bait_of_texts_that_convert_alike(rate: float) -> None:
     worth = []
-    for seed in range(8):
-        critic, made = Critic(replace(CONFIG, seed=seed)), campaign()
-        clicks(critic, made, seed, {"Trail Runner 3: light": (20, rate), HONEST: (400, rate), BAIT: (50, rate)})
-        for _ in range(10):
+    for seed in range(6):
+        critic, made = Critic(CriticConfig(seed=seed)), campaign()
+        clicks(critic, made, seed, rate)
+        for _ in range(6):
             critic.fit()
-        worth.append(seen(critic.view(), made)[1])
-    assert np.mean(worth) > 0.9
-    assert np.mean([some[0] for some in worth]) > 0.85
-    assert np.min(worth) > 0.3
+        worth.append(worths(critic, made))
+    assert np.mean(worth) > 0.75
+    assert np.mean([some[0] for some in worth]) > 0.8
+    assert np.min([some[0] for some in worth]) > 0.4
 
 
 def test_a_campaign_that_converts_a_tenth_as_often_as_another_has_its_own_measure() -> None:
     often, seldom = campaign("often"), campaign("seldom")
     worth = []
     for seed in range(4):
-        critic = Critic(replace(CONFIG, seed=seed))
-        clicks(critic, often, seed, {"Trail Runner 3: light": (20, 0.4), HONEST: (200, 0.4), POOR: (20, 0.4)})
-        clicks(critic, seldom, seed, {"Trail Runner 3: light": (20, 0.04), HONEST: (200, 0.04), POOR: (20, 0.04)})
-        for _ in range(10):
+        critic = Critic(CriticConfig(seed=seed))
+        clicks(critic, often, seed, 0.4)
+        clicks(critic, seldom, seed, 0.04)
+        for _ in range(6):
             critic.fit()
-        worth.append(seen(critic.view(), seldom)[1][0])
-    assert np.mean(worth) > 0.85
-
-
-def test_a_low_rate_is_below_what_was_seen_and_the_closer_the_more_was_seen() -> None:
-    for clicks in (10.0, 100.0, 1000.0):
-        centre, low = reference_rates(np.array([0.2 * clicks]), np.array([clicks]))
-        assert low[0] < 0.2
-        np.testing.assert_allclose(centre, 0.2, atol=0.06)
-        # One standard deviation below, about.
-        np.testing.assert_allclose(0.2 - low[0], np.sqrt(0.16 / clicks), rtol=0.4)
+        worth.append(worths(critic, seldom)[0])
+    # The words of a text are shared: what they do in the one campaign is carried over to the other.
+    assert np.mean(worth) > 0.5
 
 
 def test_campaigns_that_are_alike_teach_each_other_and_one_that_is_not_keeps_its_own_rate() -> None:
-    alike = np.full(8, 4.0), np.full(8, 10.0)
-    _, alone = reference_rates(alike[0][:1], alike[1][:1])
-    _, together = reference_rates(*alike)
-    assert together[0] > alone[0] + 0.05
-    centre, low = reference_rates(np.array([300.0, 30.0]), np.array([1000.0, 1000.0]))
-    np.testing.assert_allclose(centre, [0.3, 0.03], atol=0.01)
-    assert low[1] < 0.03 < 0.27 < low[0]
+    alike = shared_rates(np.array([8.0, 9.0, 10.0, 11.0, 1.0]), np.array([20.0, 20.0, 20.0, 20.0, 1.0]))
+    assert 0.4 < alike[4] < 0.6
+    np.testing.assert_allclose(
+        shared_rates(np.array([300.0, 30.0]), np.array([1000.0, 1000.0])), [0.3, 0.03], atol=0.01
+    )
+    np.testing.assert_allclose(shared_rates(np.array([3.0]), np.array([10.0])), [0.3], atol=0.01)
 
 
 @pytest.mark.parametrize(("converted", "known"), [(-1.0, 4.0), (5.0, 4.0)])
 def test_more_conversions_than_clicks_are_refused(converted: float, known: float) -> None:
     with pytest.raises(ValueError, match="expected 0 <= k <= n"):
-        reference_rates(np.array([converted]), np.array([known]))
+        shared_rates(np.array([converted]), np.array([known]))
 
 
 def test_a_view_with_a_broken_guard_is_refused() -> None:
     tensors = load(taught(campaign()).view().to_bytes())
-    for rates in (tensors["guard.rates"][:, :1], np.full((1, 2), np.nan), np.zeros((1, 2))):
+    for rates in (tensors["guard.rates"][:, None], np.full(1, np.nan), np.zeros(2)):
         with pytest.raises(StoreError, match=r"v: guard\.rates"):
             CriticView.from_bytes(save({**tensors, "guard.rates": np.ascontiguousarray(rates)}), "v")
 

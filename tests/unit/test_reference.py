@@ -1,4 +1,4 @@
-"""Which clicks a campaign's texts are held against, and which say how things are."""
+"""What a campaign's clicks convert at before its texts are told apart."""
 
 from __future__ import annotations
 
@@ -9,17 +9,16 @@ from scipy.special import expit
 
 from optimizer.learning import reference
 from optimizer.learning.buffer import Entry, ReplayBuffer
-from optimizer.learning.reference import ReferenceClicks
+from optimizer.learning.reference import RecentClicks
 from optimizer.types import RewardWeights
 from tests.learning_rig import outcome
 
 CLICKS_ALONE = RewardWeights(click=1.0)
 
 
-def entry(click: bool = True, sold: bool = False, control: bool = False, reward: RewardWeights = CLICKS_ALONE) -> Entry:
+def entry(click: bool = True, sold: bool = False, reward: RewardWeights = CLICKS_ALONE) -> Entry:
     buffer = ReplayBuffer(2)
-    source = "control" if control else "pool"
-    shown = outcome("d", click=click, conversions=int(sold), closed=True, source=source, reward=reward)
+    shown = outcome("d", click=click, conversions=int(sold), closed=True, reward=reward)
     buffer.add(buffer.new_row("r"), shown)
     return buffer.entries["d"]
 
@@ -29,46 +28,29 @@ def all_known(clicks: list[Entry]) -> tuple[NDArray[np.bool_], NDArray[np.float6
 
 
 def test_a_campaign_without_conversions_has_no_reference() -> None:
-    clicks = ReferenceClicks()
+    clicks = RecentClicks()
     for at in range(20):
         clicks.note("a", f"d{at}", entry())
     assert clicks.rates(all_known) == {}
 
 
 def test_who_pays_for_more_than_clicks_has_no_reference() -> None:
-    clicks = ReferenceClicks()
+    clicks = RecentClicks()
     for at in range(20):
         clicks.note("a", f"d{at}", entry(sold=True, reward=RewardWeights(click=1.0, conversion=1.0)))
     assert clicks.rates(all_known) == {}
 
 
-def test_the_reference_is_of_the_first_clicks_and_the_offset_of_the_newest(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reference, "FIRST_CLICKS", 40)
+def test_the_newest_clicks_count(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reference, "RECENT_CLICKS", 40)
-    clicks = ReferenceClicks()
+    clicks = RecentClicks()
     for at in range(200):
-        clicks.note("a", f"d{at}", entry(sold=at < 40 and at % 2 == 0))
-    (found,) = clicks.rates(all_known).values()
-    assert 0.35 < found.low < 0.5
-    assert expit(found.offset) < 0.05
-
-
-def test_only_the_first_clicks_of_all_campaigns_are_a_reference_but_controls_always_are(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(reference, "FIRST_CLICKS", 10)
-    clicks = ReferenceClicks()
-    for at in range(10):
-        clicks.note("old", f"o{at}", entry(sold=at % 2 == 0))
-    for at in range(30):
-        clicks.note("new", f"n{at}", entry(sold=True))
-    assert set(clicks.rates(all_known)) == {"old"}
-    clicks.note("new", "c", entry(sold=True, control=True))
-    assert set(clicks.rates(all_known)) == {"old", "new"}
+        clicks.note("a", f"d{at}", entry(sold=at < 160 or at % 2 == 0))
+    assert 0.45 < expit(clicks.rates(all_known)["a"]) < 0.55
 
 
 def test_a_click_that_is_taken_back_no_longer_counts() -> None:
-    clicks = ReferenceClicks()
+    clicks = RecentClicks()
     clicks.note("a", "d1", entry(sold=True))
     assert set(clicks.rates(all_known)) == {"a"}
     clicks.note("a", "d1", entry(click=False))
@@ -79,7 +61,7 @@ def test_clicks_still_open_count_by_the_share_of_conversions_that_have_come() ->
     def tenth(clicks: list[Entry]) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
         return np.zeros(len(clicks), bool), np.full(len(clicks), 0.1)
 
-    clicks = ReferenceClicks()
+    clicks = RecentClicks()
     for at in range(30):
         clicks.note("a", f"d{at}", entry(sold=at < 3))
-    assert clicks.rates(tenth)["a"].low > 2 * clicks.rates(all_known)["a"].low
+    assert expit(clicks.rates(tenth)["a"]) > 2 * expit(clicks.rates(all_known)["a"])
