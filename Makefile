@@ -14,7 +14,7 @@ PORT ?= 8080
 KAFKA_PORT ?= 9092
 FAULTS ?=
 EACH ?= 50
-# Processes that share the tests' files; each starts a broker of its own. Half of the tests' time is waiting for one.
+# Processes that share the tests' files; each starts a broker of its own. Much of the tests' time is waiting for one.
 TEST_WORKERS ?= 2
 ARGS ?=
 # 1: the demo's four roles as processes of their own over a broker of their own; HOST:PORT: over that broker.

@@ -62,6 +62,7 @@ class Known(NamedTuple):
     scores: NDArray[np.float64]
 
     def those(self, wanted: Callable[[Candidate], bool]) -> Known:
+        """The texts that are wanted, in their order."""
         at = [place for place, text in enumerate(self.texts) if wanted(text)]
         return Known([self.texts[place] for place in at], np.ascontiguousarray(self.scores[:, at]))
 

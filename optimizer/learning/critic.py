@@ -85,8 +85,8 @@ class Critic:
         learnt = np.ones(len(PRIOR_SCALE), bool)
         learnt[Family.INTERCEPT] = False
         scale = np.where(learnt, config.prior * PRIOR_SCALE, PRIOR_SCALE)
-        # What a text does to conversions is asked beside its campaign's reference clicks: where clicks stop converting,
-        # that is put down to the text before it is put down to the place, which all its texts share.
+        # What a text does to conversions is asked beside its campaign's other texts: where clicks stop converting, that
+        # is put down to the text before it is put down to the place, which all its texts share.
         beside = np.where(learnt, BESIDE_TEXT * PRIOR_SCALE, BESIDE_PLACE * PRIOR_SCALE)
         self._outputs = {
             name: Heads(
@@ -129,7 +129,7 @@ class Critic:
         after = self.buffer.entries.get(outcome.decision_id)
         if after is not None:
             self._note_delays(before, after, outcome)
-            self._recent_clicks.note(campaign_name(campaign), outcome.decision_id, after)
+            self._recent_clicks.note(campaign_name(campaign), outcome.decision_id, before, after)
         return True
 
     def add_counts(
@@ -341,7 +341,7 @@ class Critic:
         self._outputs["clicked"].learn_scales(x, np.asarray(mass.mean(axis=1), np.float64))
 
     def _fit_converts(self, x: sparse.csr_matrix, clicked: list[tuple[str, Entry]]) -> None:
-        """The probability that a click converts, beside the campaign's reference clicks; clicks that may still convert
+        """The probability that a click converts, beside the campaign's newest clicks; clicks that may still convert
         count what is still expected of them."""
         heads = self._outputs["converts"]
         entries = [entry for _, entry in clicked]

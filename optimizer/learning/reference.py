@@ -26,11 +26,15 @@ class RecentClicks:
     def __init__(self) -> None:
         self._held: dict[str, OrderedDict[str, Entry]] = {}
 
-    def note(self, campaign: str, name: str, entry: Entry) -> None:
-        """Take in a decision as it stands now."""
+    def note(self, campaign: str, name: str, before: Entry | None, after: Entry) -> None:
+        """Take in a decision's revision: as it stood before, None where it is new, and as it stands now.
+
+        A click enters once, when it becomes one: if those that are no longer held came back with a late conversion, the
+        rate would be that of clicks that convert."""
         held = self._held.setdefault(campaign, OrderedDict())
-        if name in held or (entry.click and not entry.pays_later):
-            held[name] = entry
+        new = after.click and not after.pays_later and not (before and before.click)
+        if name in held or new:
+            held[name] = after
             if len(held) > RECENT_CLICKS:
                 held.popitem(last=False)
 

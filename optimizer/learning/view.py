@@ -68,8 +68,8 @@ class CriticView:
     def __init__(
         self, ids: NDArray[np.uint64], outputs: dict[str, OutputView], references: Mapping[str, float] | None = None
     ) -> None:
-        """`ids` uint64[F], ascending. `references`: of the campaigns whose clicks count as much as they convert, the
-        log-odds that a click does (reference.py)."""
+        """`ids` uint64[F], ascending. `references`: of the guarded campaigns, what one of their newest clicks converts
+        at, in log-odds (reference.py)."""
         self._ids = ids
         self._outputs = outputs
         self._references = dict(references or {})

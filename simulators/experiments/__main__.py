@@ -124,7 +124,7 @@ EXPERIMENTS = {
         "delay", 20_480, 5, 0, delay_row, ("adloop", "at_once", "at_window_end"), mean="adloop",
     ),
     "proxy": Experiment(
-        "before the halt the true reward is never more than 5 % below the frozen control's in any 1,000 impressions",
+        "up to a halt the true reward is never more than 5 % below the frozen control's in any 1,000 impressions",
         "proxy", 20_480, 20, 0, proxy_row,
     ),
     "clean": Experiment(
