@@ -99,6 +99,8 @@ class Critic:
             for at, name in enumerate(OUTPUTS)
         }
         self._columns: dict[int, int] = {}
+        self._new_ids: list[int] = []
+        self._new_families: list[int] = []
         self._indices = np.zeros(1024, np.int64)
         self._indptr: list[int] = [0]
         self._target: dict[str, Floats] = {}
@@ -165,7 +167,8 @@ class Critic:
     def _write_row(self, *sets: FeatureSet) -> None:
         ids = np.concatenate([features.ids for features in sets])
         families = np.concatenate([features.families for features in sets])
-        new_ids, new_families = [], []
+        new_ids: list[int] = []
+        new_families: list[int] = []
         columns = np.empty(len(ids), np.int64)
         for at, (name, family) in enumerate(zip(ids.tolist(), families.tolist(), strict=True)):
             column = self._columns.get(name)
@@ -174,14 +177,21 @@ class Critic:
                 new_ids.append(name)
                 new_families.append(family)
             columns[at] = column
-        if new_ids:
-            for heads in self._outputs.values():
-                heads.grow(np.array(new_ids, np.uint64), np.array(new_families, np.uint8))
+        self._new_ids += new_ids
+        self._new_families += new_families
         start, end = self._indptr[-1], self._indptr[-1] + len(columns)
         while end > len(self._indices):
             self._indices = np.concatenate([self._indices, np.zeros_like(self._indices)])
         self._indices[start:end] = columns
         self._indptr.append(end)
+
+    def _meet(self) -> None:
+        """Let the heads meet the features that have come since: together, since every time all of them are copied."""
+        if self._new_ids:
+            ids, families = np.array(self._new_ids, np.uint64), np.array(self._new_families, np.uint8)
+            for heads in self._outputs.values():
+                heads.grow(ids, families)
+            self._new_ids, self._new_families = [], []
 
     def _note_delays(self, before: Entry | None, after: Entry, outcome: Outcome) -> None:
         """Arrivals by the log's event time: what matters is when a click could be known, not when it says it was."""
@@ -215,6 +225,7 @@ class Critic:
         count = self.buffer.rows
         if count == 0:
             return 0.0
+        self._meet()
         if self._increments % self.config.target_every == 0:
             self._target = {name: heads.weights() for name, heads in self._outputs.items()}
         self._increments += 1
@@ -265,6 +276,7 @@ class Critic:
         A reward is what has been seen plus what is still expected while a window is open: of a decision without a click
         q (1 - F) / (1 - p F), by the click's arrival distribution; of a click the part of V_clicked still to come.
         `q`, `worth`: float64[n], the pool's values, and what a click of each text counts (`CriticView.worth`)."""
+        self._meet()
         entries = [entry for name in decision_ids if (entry := self.buffer.entries.get(name)) is not None]
         shown = np.array([entry.candidate for entry in entries], np.intp)
         selection = np.array([entry.propensity for entry in entries])
@@ -393,6 +405,7 @@ class Critic:
 
     def view(self) -> CriticView:
         """An immutable snapshot for serving."""
+        self._meet()
         ids = np.fromiter(self._columns, np.uint64, len(self._columns))
         order = np.argsort(ids)
         offsets = dict(zip(OUTPUTS, (self._offset, self._value_mean, 0.0, 0.0), strict=True))

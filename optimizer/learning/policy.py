@@ -155,27 +155,28 @@ class LanguagePolicy:
         starts: Sequence[Start] | None,
     ) -> list[list[Sample]]:
         limits = self.slot_tokens(prompts[0])
-        rows = [self.prompt_ids(prompt) for prompt in prompts for _ in range(n)]
+        read = [self.prompt_ids(prompt) for prompt in prompts]
+        rows = [read[at // n] for at in range(n * len(prompts))]
         ids: list[list[list[int]]] = [[] for _ in rows]
         log_probs: list[list[list[float]]] = [[] for _ in rows]
         sums = torch.zeros(len(rows), self._width(), device=self.device)
         for slot, (described, limit) in enumerate(zip(prompts[0].slots, limits, strict=True)):
             head = self.codec.encode(f"{described.name}:")
             given = [_given(start, slot) for start in starts] if starts is not None else [NOTHING_GIVEN] * len(rows)
-            rows = [row + head + list(tokens) for row, (tokens, _) in zip(rows, given, strict=True)]
+            rows = [row + head for row in rows]
             open_ = [at for at, (_, whole) in enumerate(given) if not whole]
             drawn: dict[int, tuple[list[int], list[float]]] = {}
             if open_:
-                repeat = n if slot == 0 and starts is None else 1
-                left = [max(1, limit - len(given[at][0])) for at in open_]
-                written = self._write_line([rows[at] for at in open_], repeat, left, decode, generator, cancelled)
+                begun = [given[at][0] for at in open_]
+                left = [max(1, limit - len(tokens)) for tokens in begun]
+                written = self._write_line([rows[at] for at in open_], begun, left, decode, generator, cancelled)
                 sums.index_add_(0, torch.tensor(open_, device=self.device), written.hidden)
                 drawn = dict(zip(open_, zip(written.tokens, written.log_probs, strict=True), strict=True))
-            for at, (begun, _) in enumerate(given):
-                tokens, logs = drawn.get(at, ([], []))
-                ids[at].append([*begun, *tokens])
+            for at, (tokens, _) in enumerate(given):
+                more, logs = drawn.get(at, ([], []))
+                ids[at].append([*tokens, *more])
                 log_probs[at].append(logs)
-                rows[at] = rows[at] + tokens
+                rows[at] = rows[at] + ids[at][-1]
         samples = [self._sample(prompts[at // n], ids[at], log_probs[at], sums[at]) for at in range(len(rows))]
         return [samples[start : start + n] for start in range(0, len(samples), n)]
 
@@ -197,26 +198,31 @@ class LanguagePolicy:
     def _write_line(
         self,
         rows: list[list[int]],
-        repeat: int,
+        begun: Sequence[Sequence[int]],
         limits: Sequence[int],
         decode: Decode,
         generator: torch.Generator,
         cancelled: Callable[[], bool],
     ) -> _Line:
-        """Sample one line for every row, until each has ended or has its limit of tokens.
-
-        `repeat`: rows come in runs of `repeat` equal ones, so that each run's prompt is read once."""
+        """Sample one line for every row, which goes on from what is `begun` of it, until each has ended or has its
+        limit of further tokens. Rows that are equal are read once."""
         count = len(rows)
-        ids, mask = self._left_padded(rows[::repeat])
-        # The last prompt token is fed with the first sampling step, so that every step has the same shape.
+        own: dict[tuple[int, ...], int] = {}
+        of = [own.setdefault(tuple(row), len(own)) for row in rows]
+        ids, mask = self._left_padded([list(row) for row in own])
         cache = DynamicCache(config=self._config)
         positions = (mask.cumsum(1) - 1).clamp(min=0)
         if ids.shape[1] > 1:
             self._body(ids[:, :-1], mask[:, :-1], positions[:, :-1], cache)
-        if repeat > 1:
-            cache.batch_repeat_interleave(repeat)
-            mask, positions = mask.repeat_interleave(repeat, 0), positions.repeat_interleave(repeat, 0)
-            ids = ids.repeat_interleave(repeat, 0)
+        if len(own) < count:
+            cache.batch_select_indices(torch.tensor(of, device=self.device))
+        # The last token before the first one drawn is fed with the first sampling step, so that every step has the
+        # same shape.
+        ids, own_mask = self._left_padded([[row[-1], *tokens] for row, tokens in zip(rows, begun, strict=True)])
+        mask = torch.cat([mask[torch.tensor(of, device=self.device), :-1], own_mask], dim=1)
+        positions = (mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]
+        if ids.shape[1] > 1:
+            self._body(ids[:, :-1], mask[:, :-1], positions[:, :-1], cache)
         token, position = ids[:, -1:], positions[:, -1:]
         hidden_sum = torch.zeros(count, self._width(), device=self.device)
         tokens_out: list[list[int]] = [[] for _ in rows]

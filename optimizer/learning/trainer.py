@@ -74,8 +74,9 @@ class PolicyTrainer:
         self.kl_before, self.kl_step, self.measured = math.nan if self.last is None else self.last.kl, math.nan, False
         prompts, tokens = self._newest_texts(versions)
         anchor = self.policy.anchor(prompts, tokens) if prompts else None
-        self._improve(view, touched, versions)
-        self._hold_budget(view, touched, versions, self._before)
+        batches = self._batches(view, touched, versions)
+        self._improve(view, batches)
+        self._hold_budget(batches, self._before)
         if anchor is not None:
             with torch.no_grad():
                 self.kl_step = float(self.policy.score(prompts, tokens, WHOLE, anchor).kl.mean())
@@ -161,8 +162,7 @@ class PolicyTrainer:
                 tokens.append(ids)
         return prompts, tokens
 
-    def _improve(self, view: CriticView, touched: Mapping[str, None], versions: set[str]) -> None:
-        batches = self._batches(view, touched, versions)
+    def _improve(self, view: CriticView, batches: list[PoolBatch]) -> None:
         if not batches:
             return
         spread = float(np.sqrt(np.mean([np.var(batch.q) for batch in batches])))
@@ -186,9 +186,7 @@ class PolicyTrainer:
             if some:
                 self.skipped_steps += follow(self.policy, self._optimizer, some, self.kl.weight, config)
 
-    def _hold_budget(
-        self, view: CriticView, touched: Mapping[str, None], versions: set[str], before: Mapping[str, Tensor]
-    ) -> None:
+    def _hold_budget(self, batches: list[PoolBatch], before: Mapping[str, Tensor]) -> None:
         """Steps on the penalty alone until the divergence is inside its budget; the old weights where that neither does
         nor at least brings it nearer."""
         config = self.config.update
@@ -204,7 +202,7 @@ class PolicyTrainer:
                     rewards=batch.rewards[:0],
                     selection=batch.selection[:0],
                 )
-                for batch in self._batches(view, touched, versions)
+                for batch in batches
             ]
             if not quiet:
                 return

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
+from scipy import sparse
 from scipy.special import expit
 
 from optimizer.errors import StoreError
@@ -214,14 +215,22 @@ class CriticView:
         at = np.searchsorted(self._ids, ids)
         at[at == len(self._ids)] = 0
         met = self._ids[at] == ids if len(self._ids) else np.zeros(len(ids), bool)
-        rows = np.empty((len(ids), self.heads), np.float32)
-        rows[met] = output.weights[at[met]]
-        rows[~met] = prior_draws(ids[~met], self.heads, output.salt) * output.scale[families[~met]][:, None]
-        sums = np.zeros((len(sets), self.heads), np.float32)
-        # `reduceat` takes an empty slice for a slice of one: sets without a feature are left out.
-        some = lengths > 0
-        sums[some] = np.add.reduceat(rows, (np.cumsum(lengths) - lengths)[some], axis=0)
+        sums = _summed(at[met], met, lengths, output.weights)
+        if not met.all():
+            unmet = ids[~met]
+            # Each once: the texts of a pool share most of what nobody has met.
+            names, first, which = np.unique(unmet, return_index=True, return_inverse=True)
+            draws = prior_draws(names, self.heads, output.salt) * output.scale[families[~met][first]][:, None]
+            sums += _summed(which, ~met, lengths, draws)
         return sums
+
+
+def _summed(at: NDArray[np.intp], chosen: NDArray[np.bool_], lengths: NDArray[np.intp], weights: Floats) -> Floats:
+    """float32[n, H]: of n sets, `lengths` of them in a row, the sum of the weights of each one's `chosen` features,
+    which are the rows `at` of `weights`."""
+    ends = np.concatenate([[0], np.cumsum(chosen)])[np.concatenate([[0], np.cumsum(lengths)])]
+    ones = np.ones(len(at), np.float32)
+    return np.asarray(sparse.csr_matrix((ones, at, ends), shape=(len(lengths), len(weights))) @ weights, np.float32)
 
 
 def _references(tensors: Mapping[str, np.ndarray], source: str | Path) -> dict[str, float]:
