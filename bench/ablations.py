@@ -20,6 +20,8 @@ from unittest import mock
 
 import numpy as np
 
+from optimizer.learning import features
+from optimizer.learning.features import FeatureSet, TextParts, text_features
 from simulators.compare import make_tiny_model, play
 from simulators.contenders import AdloopContender
 from simulators.progress import Bars, Report
@@ -64,11 +66,22 @@ CONFIGS: dict[str, Callable[[Any], Any]] = {
         config, critic=replace(config.critic, spread=0.0)
     ),
     "without KL controller (fixed weight, no budget)": lambda config: replace(config, kl_budget=1e9),
+    "without transfer (nothing that campaigns share)": lambda config: config,
+    "without guard": lambda config: replace(config, critic=replace(config.critic, guard=False)),
     "without favourites": lambda config: replace(config, favourites=replace(config.favourites, steps=0)),
     "without policy learning": lambda config: replace(config, update=replace(config.update, learning_rate=0.0)),
     "without earlier texts (96 samples in a pool, no archive)": lambda config: config,
     "without regrown texts (64 samples in a pool)": lambda config: config,
 }
+
+
+def _alone(place: str, several: bool, segment: str, parts: TextParts) -> FeatureSet:
+    """Features under names of the campaign's own: what is learnt in one says nothing of another."""
+    own = TextParts(
+        parts.variant_id,
+        *(tuple(f"{place};{name}" for name in names) for names in (parts.words, parts.pairs, parts.forms)),
+    )
+    return text_features(place, several, f"{place};{segment}", own)
 
 
 def run_one(run: Run, folder: Path, report: Report) -> Score:
@@ -88,8 +101,14 @@ def run_one(run: Run, folder: Path, report: Report) -> Score:
         generator = replace(generator, samples=generator.samples + generator.regrown, kept=0, regrown=0)
     elif "regrown" in run.name:
         generator = replace(generator, samples=generator.regrown, regrown=0)
-    with mock.patch.object(Critic, "fit", Critic.fit), mock.patch.object(KlController, "updated", KlController.updated):
-        if "critic" in run.name:
+    # What is remembered between runs in one process is of the run before.
+    features._encoded.cache_clear()
+    with (
+        mock.patch.object(Critic, "fit", Critic.fit),
+        mock.patch.object(KlController, "updated", KlController.updated),
+        mock.patch.object(features, "text_features", _alone if "transfer" in run.name else text_features),
+    ):
+        if "without critic" in run.name:
             Critic.fit = lambda self: 0.0  # type: ignore[method-assign]
         if "KL controller" in run.name:
             KlController.updated = lambda self, measured: self  # type: ignore[method-assign]
@@ -99,7 +118,7 @@ def run_one(run: Run, folder: Path, report: Report) -> Score:
             run.seed,
             learner=config,
             generator=generator,
-            epsilon=1.0 if "critic" in run.name else EPSILON,
+            epsilon=1.0 if "without critic" in run.name else EPSILON,
         )
         with closing(AdloopContender(agent)) as player:
             shown = play(player, world, run.impressions, 128, report)

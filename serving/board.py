@@ -209,6 +209,7 @@ class LiveBoard:
                     "budget": self._kl_budget,
                     "points": [list(p) for p in self._kl],
                 },
+                "critic": self._critic(live[-1] if live else None),
                 "policies": self._stages(bins, live[-1] if live else None),
                 "policy_count": len(self._policies),
                 "live": live[-1] if live else None,
@@ -238,6 +239,16 @@ class LiveBoard:
     def _live_kl(self, live: str | None) -> float | None:
         record = self._policies.get(live) if live else None
         return None if record is None else _finite(record.evidence.get("kl"))
+
+    def _critic(self, live: str | None) -> dict[str, Any] | None:
+        """How good the live critic's predictions of clicks have been; None where its record tells nothing."""
+        record = self._policies.get(live) if live else None
+        evidence = {} if record is None else record.evidence
+        curve = _curve(evidence.get("reliability_curve"))
+        if not curve:
+            return None
+        names = {"expected": "clicks_expected", "seen": "clicks_seen", "brier": "brier", "skill": "brier_skill"}
+        return {**{key: _finite(evidence.get(name)) for key, name in names.items()}, "curve": curve}
 
     def _traffic(self, bins: list[Bin], versions: list[str], axis: AxisKind) -> dict[str, Any]:
         layers = [{"name": "Control", "sizes": [b.control().impressions for b in bins]}]
@@ -275,3 +286,12 @@ def _finite(value: object) -> float | None:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         return None
     return float(value)
+
+
+def _curve(told: object) -> list[list[float]]:
+    """[count, expected, seen] of each bin, from "count:expected:seen;..."; nothing from what is no such thing."""
+    try:
+        bins = [[float(part) for part in one.split(":")] for one in str(told or "").split(";") if one]
+    except ValueError:
+        return []
+    return bins if all(len(one) == 3 and all(map(math.isfinite, one)) for one in bins) else []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 import time
@@ -155,6 +156,10 @@ class Process:
                 "adloop_bad_records": lambda: self.views.bad_records,
                 "adloop_refused_versions": lambda: self.views.refused_versions,
                 "adloop_learner_halted": lambda: float(bool(self.operator.halted())),
+                "adloop_critic_clicks_expected": lambda: self._of_critic("clicks_expected"),
+                "adloop_critic_clicks_seen": lambda: self._of_critic("clicks_seen"),
+                "adloop_critic_brier": lambda: self._of_critic("brier"),
+                "adloop_critic_brier_skill": lambda: self._of_critic("brier_skill"),
                 "adloop_role_restarts": lambda: sum(role.restarts for role in self._roles),
                 "adloop_outcomes_remembered": lambda: len(self.views.ledger),
                 "adloop_outcomes_forgotten": lambda: self.views.ledger.forgotten,
@@ -163,6 +168,12 @@ class Process:
         if isinstance(self._joining, Joining):
             metrics.registry.register(self._joining.exported)
         return metrics
+
+    def _of_critic(self, name: str) -> float:
+        """A figure that the live version's record tells of its critic; nan where it tells none."""
+        live = self.views.live()
+        told = None if live is None else live.evidence.get(name)
+        return float(told) if isinstance(told, int | float) else math.nan
 
 
 class _Following:

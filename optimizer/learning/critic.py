@@ -36,6 +36,7 @@ from optimizer.learning.features import (
     context_names,
     encoded,
 )
+from optimizer.learning.forecasts import Forecasts
 from optimizer.learning.heads import Heads
 from optimizer.learning.reference import RecentClicks
 from optimizer.learning.view import OUTPUTS, CriticView, OutputView
@@ -115,6 +116,8 @@ class Critic:
         self._campaign_of_row: list[str] = []
         self._offset = float(logit(config.first_rate))
         self._rng = np.random.default_rng([config.seed, 7])
+        self._unforeseen: list[str] = []
+        self.forecasts = Forecasts()
         self.drift = DriftWatch()
         self.drifts = 0
 
@@ -130,6 +133,8 @@ class Critic:
         self._now_ms = max(self._now_ms, outcome.as_of)
         after = self.buffer.entries.get(outcome.decision_id)
         if after is not None:
+            if before is None:
+                self._unforeseen.append(outcome.decision_id)
             self._note_delays(before, after, outcome)
             self._recent_clicks.note(campaign_name(campaign), outcome.decision_id, before, after)
         return True
@@ -232,6 +237,7 @@ class Critic:
         x = self._matrix(np.arange(count))
         open_ = self.buffer.settle(self._now_ms)
         self._watch_drift(x)
+        self._foresee(x)
         totals = self.buffer.totals()
         mass, total = totals.clicked + totals.settled, totals.clicked.copy()
         if len(open_.row):
@@ -267,6 +273,17 @@ class Critic:
             self.drifts += 1
             self.drift = self.drift.reset()
             self.buffer.discount(self.config.kept_at_drift)
+
+    def _foresee(self, x: sparse.csr_matrix) -> None:
+        """Note what the published heads say of the decisions that are new, before they are learnt from."""
+        self.forecasts.settle(self._now_ms, self.buffer.entries)
+        names = [name for name in self._unforeseen if name in self.buffer.entries]
+        self._unforeseen = []
+        if names and self._outputs["click"].trained:
+            rows = x[[self.buffer.entries[name].row for name in names]]
+            weights = _narrowed(self._outputs["click"].weights(), self.config.spread)
+            said = expit(rows @ weights + self._offset).mean(axis=1, dtype=np.float64)
+            self.forecasts.note(names, said, self.buffer.entries)
 
     def feedback(
         self, decision_ids: list[str], q: NDArray[np.float64], worth: NDArray[np.float64], campaign: Campaign

@@ -275,6 +275,7 @@ class Learner:
             "kl": 0.0,
             "kl_budget": self.config.kl_budget,
             **({} if self.trainer is None else self.trainer.facts()),
+            **self._calibration(),
             "increment": self.increments,
             "outcomes": len(self.critic.buffer.entries),
             "outcomes_to": ",".join(f"{at.partition}:{self._outcomes.position(at)}" for at in self._outcome_places),
@@ -300,6 +301,23 @@ class Learner:
             if self.trainer is not None and self._state_file is not None and self.sentinel.healthy:
                 self.trainer.save(self._state_file)
         return manifest
+
+    def _calibration(self) -> dict[str, Scalar | None]:
+        """How good the critic's predictions of clicks have been, of the decisions whose click window is over."""
+        seen = self.critic.forecasts.calibration
+        figures = {
+            "clicks_expected": seen.mean,
+            "clicks_seen": seen.rate,
+            "brier": seen.brier,
+            "brier_skill": seen.skill,
+            "reliability": seen.reliability,
+            "resolution": seen.resolution,
+        }
+        curve = ";".join(f"{one.decisions:.0f}:{one.expected:.5f}:{one.observed:.5f}" for one in seen.bins())
+        return {
+            **{name: None if math.isnan(value) else value for name, value in figures.items()},
+            "reliability_curve": curve or None,
+        }
 
     def _record(self, manifest: Manifest, stage: Stage) -> None:
         record = PolicyRecord(

@@ -13,6 +13,7 @@ from urllib.parse import urlencode
 
 from serving import charts, numbers
 from serving.page import parts
+from serving.page.critic import critic_panel
 from serving.page.stream import stream_panel
 from serving.page.welcome import welcome
 
@@ -88,6 +89,7 @@ def panels(snapshot: Snapshot) -> dict[str, str]:
         "kl": _kl(snapshot),
         "traffic": _traffic(snapshot),
         "versions": _versions(snapshot),
+        "critic": critic_panel(snapshot["critic"]),
         "stream": stream_panel(snapshot["stream"]),
         "best": _best(snapshot),
         "newest": _newest(snapshot),

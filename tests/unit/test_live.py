@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any
 
 import httpx
 import pytest
@@ -24,6 +25,7 @@ from serving.page.welcome import calls
 from serving.problems import Problem
 from serving.refusals import HANDLERS
 from tests.fakes.live_feed import START, campaign, outcome, play, pool
+from tests.serving_rig import make_policy
 
 HOSTILE = '<script>alert(1)</script><img src=x onerror="alert(2)">'
 
@@ -90,7 +92,7 @@ def test_the_page_is_whole_without_scripts_and_loads_only_its_own() -> None:
     }  # fmt: skip
     assert "style=" not in html
     assert re.findall(r"<script(?! src=)", html) == []
-    for panel in ("lift", "tiles", "rates", "kl", "traffic", "versions", "stream", "best", "newest"):
+    for panel in ("lift", "tiles", "rates", "kl", "traffic", "versions", "critic", "stream", "best", "newest"):
         assert html.count(f'id="{panel}"') == 1
     ids = re.findall(r' id="([^"]+)"', html)
     assert len(ids) == len(set(ids))
@@ -123,9 +125,9 @@ def test_text_of_ads_and_campaigns_is_text() -> None:
     assert html.count("&lt;script&gt;alert(1)&lt;/script&gt;") >= 4
 
 
-def cells(html: str) -> list[list[str]]:
-    """The rows of the stream panel's table."""
-    panel = html.split('id="stream"')[1].split("</section>")[0]
+def cells(html: str, panel: str = "stream") -> list[list[str]]:
+    """The rows of a panel's table."""
+    panel = html.split(f'id="{panel}"')[1].split("</section>")[0]
     return [re.findall(r"<t[dh][^>]*>([^<]*)</t[dh]>", row) for row in re.findall(r"<tr>(.*?)</tr>", panel)]
 
 
@@ -145,6 +147,27 @@ def test_the_stream_is_shown_partition_by_partition() -> None:
     assert "Catching up" in get(app(board), "/").text
     board.set_stream(replace(told, ready=False, silent=1))
     assert "1 of 2 joiners silent" in get(app(board), "/").text
+
+
+def test_what_the_critic_expected_stands_beside_what_came() -> None:
+    board = playing(60)
+    assert "Nothing can be told yet" in get(app(board), "/").text
+    told: dict[str, Any] = {
+        "clicks_expected": 0.123,
+        "clicks_seen": 0.119,
+        "brier": 0.10123,
+        "brier_skill": 0.0345,
+        "reliability_curve": "900:0.01200:0.01100;100:0.50000:0.40000",
+    }
+    board.on_policy(make_policy("0000009-abc", stage="live", **told))
+    html = get(app(board), "/").text
+    assert cells(html, "critic")[1:] == [["12.0", "11.0", "900"], ["500.0", "400.0", "100"]]
+    for words in ("123.0", "119.0", "0.1012", "3.5%"):
+        assert words in html.split('id="critic"')[1].split("</section>")[0]
+    # Damaged records, and those of other versions of Adloop, tell nothing.
+    for odd in ("1:2", "a:b:c", "nan:1:1", 7):
+        board.on_policy(make_policy("0000009-abc", stage="live", **{**told, "reliability_curve": odd}))
+        assert "Nothing can be told yet" in get(app(board), "/").text
 
 
 def test_what_does_not_exist_is_refused() -> None:
