@@ -75,8 +75,9 @@ class PolicyTrainer:
         prompts, tokens = self._newest_texts(versions)
         anchor = self.policy.anchor(prompts, tokens) if prompts else None
         batches = self._batches(view, touched, versions)
-        self._improve(view, batches)
-        self._hold_budget(batches, self._before)
+        anchors: dict[object, Tensor] = {}
+        self._improve(view, batches, anchors)
+        self._hold_budget(batches, anchors)
         if anchor is not None:
             with torch.no_grad():
                 self.kl_step = float(self.policy.score(prompts, tokens, WHOLE, anchor).kl.mean())
@@ -162,15 +163,19 @@ class PolicyTrainer:
                 tokens.append(ids)
         return prompts, tokens
 
-    def _improve(self, view: CriticView, batches: list[PoolBatch]) -> None:
+    def _improve(self, view: CriticView, batches: list[PoolBatch], anchors: dict[object, Tensor]) -> None:
         if not batches:
             return
         spread = float(np.sqrt(np.mean([np.var(batch.q) for batch in batches])))
         # Moves slowly and never to nothing: a pool of equals must not blow its noise up.
         self._reward_scale = spread if self._reward_scale == 0 else 0.9 * self._reward_scale + 0.1 * spread
         scale = max(self._reward_scale, 1e-6)
-        self._follow_favourites(view)
-        self.last = update_policy(self.policy, self._optimizer, batches, self.kl.weight, scale, self.config.update)
+        if self.last is None or not self.kl.over(self.last.kl):
+            # They draw harder than the penalty holds: where it has gone too far, they wait.
+            self._follow_favourites(view)
+        self.last = update_policy(
+            self.policy, self._optimizer, batches, self.kl.weight, scale, self.config.update, anchors
+        )
         self.measured = True
         self.skipped_steps += self.last.skipped
         if self.last.sequences:
@@ -186,7 +191,7 @@ class PolicyTrainer:
             if some:
                 self.skipped_steps += follow(self.policy, self._optimizer, some, self.kl.weight, config)
 
-    def _hold_budget(self, batches: list[PoolBatch], before: Mapping[str, Tensor]) -> None:
+    def _hold_budget(self, batches: list[PoolBatch], anchors: dict[object, Tensor]) -> None:
         """Steps on the penalty alone until the divergence is inside its budget; the old weights where that neither does
         nor at least brings it nearer."""
         config = self.config.update
@@ -206,13 +211,14 @@ class PolicyTrainer:
             ]
             if not quiet:
                 return
-            self.last = update_policy(self.policy, self._optimizer, quiet, max(self.kl.weight, 0.1), 1.0, config)
+            weight = max(self.kl.weight, 0.1)
+            self.last = update_policy(self.policy, self._optimizer, quiet, weight, 1.0, config, anchors)
         # Where a version already is over the budget (which may have been lowered), every step back towards it is kept.
         if not self.last.kl <= self.config.kl_budget and not self.last.kl < self._accepted_kl:
             logger.warning(
                 "KL %.2f is over its budget of %.2f: this increment is taken back", self.last.kl, self.config.kl_budget
             )
-            self.policy.put(before)
+            self.policy.put(self._before)
             self.last = self.last._replace(kl=self._accepted_kl)
         self._accepted_kl = self.last.kl
 

@@ -69,12 +69,14 @@ def update_policy(
     kl_weight: float,
     reward_scale: float,
     config: UpdateConfig,
+    anchors: dict[object, torch.Tensor] | None = None,
 ) -> UpdateReport:
     """`config.passes` steps on the samples of some pools.
 
     Args:
       kl_weight: penalty per nat, in units of `reward_scale`.
       reward_scale: > 0, divides the advantages, so that one learning rate serves every reward.
+      anchors: filled with the reference's part, and read where calls on the same samples have filled it.
     """
     # Pools may differ in their decode parameters: each keeps its own.
     groups = [
@@ -83,7 +85,7 @@ def update_policy(
     groups = [(batch, index) for batch, index in groups if index]
     skipped = 0
     last = UpdateReport(0.0, 0.0, 0.0, 0.0, 0, 0)
-    anchors: dict[object, torch.Tensor] = {}
+    anchors = {} if anchors is None else anchors
     for _ in range(config.passes):
         optimizer.zero_grad(set_to_none=True)
         report = _accumulate(policy, groups, anchors, kl_weight, reward_scale, config)
