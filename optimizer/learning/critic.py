@@ -17,7 +17,6 @@ maths/guard.py).
 from __future__ import annotations
 
 import logging
-from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -26,6 +25,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 from scipy.special import expit, logit
 
+from optimizer.learning.arrivals import Arrivals
 from optimizer.learning.buffer import Entry, ReplayBuffer
 from optimizer.learning.features import (
     PRIOR_SCALE,
@@ -40,7 +40,7 @@ from optimizer.learning.forecasts import Forecasts
 from optimizer.learning.heads import Heads
 from optimizer.learning.reference import RecentClicks
 from optimizer.learning.view import OUTPUTS, CriticView, OutputView
-from optimizer.maths.delay import age_edges, arrival_distribution, still_to_come
+from optimizer.maths.delay import still_to_come
 from optimizer.maths.drift import DriftWatch
 from optimizer.types import Campaign, Outcome, Scalar
 
@@ -107,7 +107,7 @@ class Critic:
         self._target: dict[str, Floats] = {}
         self._increments = 0
         self._now_ms = 0
-        self._delays: dict[tuple[str, int], deque[tuple[int, int]]] = {}
+        self._arrivals = Arrivals(config.age_classes, config.delays_kept)
         self._unit = 1.0
         self._value_mean = 0.0
         self._converting = 0.5
@@ -135,7 +135,7 @@ class Critic:
         if after is not None:
             if before is None:
                 self._unforeseen.append(outcome.decision_id)
-            self._note_delays(before, after, outcome)
+            self._arrivals.note(before, after, outcome)
             self._recent_clicks.note(campaign_name(campaign), outcome.decision_id, before, after)
         return True
 
@@ -198,31 +198,6 @@ class Critic:
                 heads.grow(ids, families)
             self._new_ids, self._new_families = [], []
 
-    def _note_delays(self, before: Entry | None, after: Entry, outcome: Outcome) -> None:
-        """Arrivals by the log's event time: what matters is when a click could be known, not when it says it was."""
-        attribution = outcome.decision.attribution
-        if after.click and not (before and before.click):
-            delay = min(max(0, outcome.as_of - after.impression_ts), attribution.click_window_ms)
-            self._delay_log("click", attribution.click_window_ms).append((delay, after.impression_ts))
-        if after.converted and not (before and before.converted) and after.click:
-            delay = min(max(0, outcome.as_of - after.click_ts), attribution.conversion_window_ms)
-            self._delay_log("conversion", attribution.conversion_window_ms).append((delay, after.click_ts))
-
-    def _delay_log(self, kind: str, window_ms: int) -> deque[tuple[int, int]]:
-        return self._delays.setdefault((kind, window_ms), deque(maxlen=self.config.delays_kept))
-
-    def _arrived(self, kind: str, window_ms: int, ages: NDArray[np.int64]) -> NDArray[np.float64]:
-        """F at each age, float64[m]."""
-        edges = age_edges(window_ms, self.config.age_classes)
-        log = np.array(self._delay_log(kind, window_ms), np.int64).reshape(-1, 2)
-        last = self.config.age_classes - 1
-        delays = np.minimum(np.searchsorted(edges, log[:, 0]), last)
-        watched = np.minimum(np.searchsorted(edges, self._now_ms - log[:, 1]), last)
-        share = arrival_distribution(delays, np.maximum(delays, watched), len(edges))
-        # Within a class arrivals are taken to come evenly.
-        grown = np.interp(ages, np.concatenate([[0.0], edges]), np.concatenate([[0.0], share]))
-        return np.asarray(grown, np.float64)
-
     # -- learning ------------------------------------------------------------------------------------------------------
 
     def fit(self) -> float:
@@ -245,7 +220,7 @@ class Critic:
             arrived = np.zeros(len(open_.row))
             for window in np.unique(open_.window_ms):
                 at = open_.window_ms == window
-                arrived[at] = self._arrived("click", int(window), open_.age_ms[at])
+                arrived[at] = self._arrivals.share("click", int(window), open_.age_ms[at], self._now_ms)
             later = still_to_come(target[open_.row], arrived[:, None]).astype(np.float32)
             np.add.at(mass, open_.row, open_.weight)
             np.add.at(total, open_.row, open_.weight * later)
@@ -303,7 +278,7 @@ class Critic:
         ages = np.array([self._now_ms - entry.impression_ts for entry in entries], np.int64)
         waiting = np.array([not entry.click and not entry.closed for entry in entries], bool) & (ages <= window)
         if waiting.any():
-            arrived = self._arrived("click", window, np.maximum(ages[waiting], 0))
+            arrived = self._arrivals.share("click", window, np.maximum(ages[waiting], 0), self._now_ms)
             x = self._matrix(np.array([entry.row for entry in entries], np.intp)[waiting])
             p = expit(x @ self._outputs["click"].weights() + self._offset).mean(axis=1, dtype=np.float64)
             rewards[waiting] += q[shown[waiting]] * still_to_come(p, arrived) / np.maximum(p, 1e-12)
@@ -392,15 +367,7 @@ class Critic:
         heads.learn_scales(some, np.asarray((mass * rate * (1 - rate)).mean(axis=1), np.float64))
 
     def _conversions_arrived(self, clicked: list[Entry]) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
-        """(done bool[m], F float64[m]): which clicks can bring no more; the share of conversions come by their age."""
-        done = np.array([entry.closed or (entry.converted and entry.counts_once) for entry in clicked], bool)
-        ages = np.maximum(self._now_ms - np.array([entry.click_ts for entry in clicked], np.int64), 0)
-        windows = np.array([entry.conversion_window_ms for entry in clicked])
-        arrived = np.ones(len(clicked))
-        for window in np.unique(windows[~done]):
-            at = ~done & (windows == window)
-            arrived[at] = self._arrived("conversion", int(window), ages[at])
-        return done, arrived
+        return self._arrivals.conversions(clicked, self._now_ms)
 
     def _kept(self, done: NDArray[np.bool_], arrived: NDArray[np.float64]) -> NDArray[np.float64]:
         """The part of V_clicked that is still to come: E[value | not yet] / E[value] is the same ratio as for the

@@ -183,7 +183,7 @@ def test_learnt_delays_follow_what_arrives() -> None:
     critic = Critic(CONFIG)
     history(critic, made, delay_ms=HOUR // 2)
     ages = np.array([0, 60_000, HOUR // 4, HOUR * 3 // 4, HOUR], np.int64)
-    share = critic._arrived("click", HOUR, ages)
+    share = critic._arrivals.share("click", HOUR, ages, critic._now_ms)
     assert (np.diff(share) >= 0).all()
     assert share[2] < 0.1
     assert share[3] > 0.3
