@@ -45,7 +45,7 @@ class GeneratorConfig:
     reward can buy broken language."""
 
     samples: int = 32
-    regrown: int = 64
+    regrown: int = 32
     parents: int = 16
     kept: int = 16
     pools_per_step: int = 4

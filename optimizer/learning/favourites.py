@@ -36,7 +36,7 @@ class FavouritesConfig:
     `steps` an increment; 0 leaves the policy to its gradient."""
 
     places: int = 8
-    texts: int = 16
+    texts: int = 8
     effective: float = 10.0
     best: int = 64
     least: int = 64

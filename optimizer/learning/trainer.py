@@ -170,9 +170,7 @@ class PolicyTrainer:
         # Moves slowly and never to nothing: a pool of equals must not blow its noise up.
         self._reward_scale = spread if self._reward_scale == 0 else 0.9 * self._reward_scale + 0.1 * spread
         scale = max(self._reward_scale, 1e-6)
-        if self.last is None or not self.kl.over(self.last.kl):
-            # They draw harder than the penalty holds: where it has gone too far, they wait.
-            self._follow_favourites(view)
+        self._follow_favourites(view)
         self.last = update_policy(
             self.policy, self._optimizer, batches, self.kl.weight, scale, self.config.update, anchors
         )

@@ -353,21 +353,6 @@ def test_the_kl_budget_holds_against_a_learning_rate_that_is_far_too_high(tiny_l
     assert all(isinstance(kl, float) and kl <= budget for kl in measured)
 
 
-@pytest.mark.parametrize("beyond", [False, True])
-def test_favourites_wait_where_the_divergence_is_beyond_its_aim(
-    tiny_loop: Loop, monkeypatch: pytest.MonkeyPatch, beyond: bool
-) -> None:
-    learner, steps = tiny_loop.learner(), []
-    play(tiny_loop, learner, rounds=2)
-    assert learner.last is not None
-    assert learner.trainer is not None
-    monkeypatch.setattr(learner.trainer, "_follow_favourites", steps.append)
-    aim = learner.trainer.kl.budget
-    learner.trainer.last = learner.last._replace(kl=aim * (1.01 if beyond else 0.99))
-    learner.increment()
-    assert len(steps) == (0 if beyond else 1)
-
-
 def test_a_lowered_budget_is_approached_and_not_a_dead_end(tiny_loop: Loop) -> None:
     learner = tiny_loop.learner()
     play(tiny_loop, learner, rounds=3)
