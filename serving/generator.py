@@ -4,6 +4,7 @@ the traffic."""
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -20,6 +21,7 @@ from optimizer.learning.archive import Archive, most_promising, near_duplicate
 from optimizer.learning.base import BaseModel, load_policy, load_version
 from optimizer.learning.policy import LanguagePolicy, Sample, Start
 from optimizer.learning.prompt import Prompt, build_prompt, fill
+from optimizer.learning.traffic import due, place_name
 from optimizer.learning.view import CriticView
 from optimizer.store import PolicyStore
 from optimizer.stream.log import Append, EventLog, whole
@@ -174,9 +176,11 @@ class Generator:
         return True
 
     def _stale(self) -> list[tuple[Place, Campaign]]:
-        """Places whose newest pool is not of the live version or not for the campaign as it stands; the oldest
-        first."""
-        stale: list[tuple[int, Place, Campaign]] = []
+        """Places whose newest pool is not of the live version or not for the campaign as it stands: those without one
+        first, then by the impressions that have come since theirs was written."""
+        traffic = {} if self._critic is None else self._critic.traffic
+        now_ms, places = self._clock.now_ms(), max(1, len(self._pools))
+        stale: list[tuple[float, Place, Campaign]] = []
         for campaign in self._campaigns.rows.values():
             if campaign.rules.require_approval:
                 # No generated text may be shown there, so none is written.
@@ -187,9 +191,11 @@ class Generator:
             for segment in campaign.segments:
                 place = (campaign.tenant, campaign.campaign_id, segment)
                 if self._lacks(place, campaign):
-                    stale.append((-1, place, campaign))
+                    stale.append((-math.inf, place, campaign))
                 elif self._pools[place].policy_version != self._policy.version:
-                    stale.append((self._pools[place].ts, place, campaign))
+                    share = traffic.get(place_name(campaign, segment), 0.0)
+                    urgency = due(share, max(1, now_ms - self._pools[place].ts), places)
+                    stale.append((-urgency, place, campaign))
         return [(place, campaign) for _, place, campaign in sorted(stale, key=lambda entry: (entry[0], entry[1]))]
 
     def _write(

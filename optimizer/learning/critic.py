@@ -39,6 +39,7 @@ from optimizer.learning.features import (
 from optimizer.learning.forecasts import Forecasts
 from optimizer.learning.heads import Heads
 from optimizer.learning.reference import RecentClicks
+from optimizer.learning.traffic import Traffic, place_name
 from optimizer.learning.view import OUTPUTS, CriticView, OutputView
 from optimizer.maths.delay import still_to_come
 from optimizer.maths.drift import DriftWatch
@@ -118,6 +119,7 @@ class Critic:
         self._rng = np.random.default_rng([config.seed, 7])
         self._unforeseen: list[str] = []
         self.forecasts = Forecasts()
+        self._traffic = Traffic()
         self.drift = DriftWatch()
         self.drifts = 0
 
@@ -135,6 +137,7 @@ class Critic:
         if after is not None:
             if before is None:
                 self._unforeseen.append(outcome.decision_id)
+                self._traffic.note(place_name(campaign, _segment(campaign, decision.context)))
             self._arrivals.note(before, after, outcome)
             self._recent_clicks.note(campaign_name(campaign), outcome.decision_id, before, after)
         return True
@@ -158,7 +161,7 @@ class Critic:
 
     def _row(self, campaign: Campaign, context: Mapping[str, Scalar], variant_id: str, slots: Mapping[str, str]) -> int:
         """The buffer's row of this text in this place, made where it is new."""
-        segment = str(context.get("segment", campaign.segments[0]))
+        segment = _segment(campaign, context)
         names = context_names(context)
         key = (campaign.tenant, campaign.campaign_id, segment, variant_id, names)
         row = self.buffer.row_of(key)
@@ -402,7 +405,12 @@ class Critic:
                 weights = _narrowed(heads.weights()[order], self.config.spread)
                 scale = heads.scale * np.float32(self.config.spread)
                 outputs[name] = OutputView(weights * unit, scale * unit, heads.salt, offset)
-        return CriticView(ids[order], outputs, self._references if "converts" in outputs else {})
+        references = self._references if "converts" in outputs else {}
+        return CriticView(ids[order], outputs, references, self._traffic.shares())
+
+
+def _segment(campaign: Campaign, context: Mapping[str, Scalar]) -> str:
+    return str(context.get("segment", campaign.segments[0]))
 
 
 def _narrowed(weights: Floats, spread: float) -> Floats:

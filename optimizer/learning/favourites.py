@@ -9,7 +9,7 @@ wrong; the doubly robust gradient, which is not, comes after it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from optimizer.learning.archive import Archive
 from optimizer.learning.policy import LanguagePolicy
 from optimizer.learning.prompt import Prompt, build_prompt
+from optimizer.learning.traffic import due, place_name
 from optimizer.learning.view import CriticView
 from optimizer.maths.weights import boltzmann_weights
 from optimizer.types import Campaign, Decode
@@ -53,19 +54,24 @@ class Favourites(NamedTuple):
 
 
 class Turns:
-    """Deals the places round, so that each has its turn. Not thread-safe."""
+    """Deals the places round, those with more impressions more often. Not thread-safe."""
 
     def __init__(self) -> None:
-        self._last = ("", "", "")
+        self._dealt = 0
+        self._last: dict[tuple[str, str, str], int] = {}
 
-    def next(self, campaigns: Iterable[Campaign], count: int) -> list[Place]:
-        """The `count` places after the last one dealt, fewer where there are fewer."""
+    def next(self, campaigns: Iterable[Campaign], count: int, traffic: Mapping[str, float]) -> list[Place]:
+        """The `count` places that are due (traffic.py), fewer where there are fewer. `traffic`: shares by
+        `place_name`."""
         places = {(one.tenant, one.campaign_id, segment): one for one in campaigns for segment in one.segments}
-        order = sorted(places)
-        after = [name for name in order if name > self._last]
-        dealt = (after + order[: len(order) - len(after)])[:count]
-        if dealt:
-            self._last = dealt[-1]
+        self._last = {name: self._last.get(name, -1) for name in places}
+
+        def urgency(name: tuple[str, str, str]) -> float:
+            return due(traffic.get(place_name(places[name], name[2]), 0.0), self._dealt - self._last[name], len(places))
+
+        dealt = sorted(places, key=lambda name: (-urgency(name), name))[:count]
+        self._last.update({name: self._dealt + at for at, name in enumerate(dealt)})
+        self._dealt += len(dealt)
         return [(places[name], name[2]) for name in dealt]
 
 

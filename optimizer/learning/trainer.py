@@ -183,7 +183,7 @@ class PolicyTrainer:
     def _follow_favourites(self, view: CriticView) -> None:
         config = self.config.favourites
         for _ in range(config.steps):
-            places = self._turns.next(self._campaigns.values(), config.places)
+            places = self._turns.next(self._campaigns.values(), config.places, view.traffic)
             found = [favourites(view, self._shelf.archive, campaign, segment, config) for campaign, segment in places]
             some = [one for one in found if one is not None]
             if some:

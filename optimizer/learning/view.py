@@ -31,6 +31,7 @@ from optimizer.types import Campaign, Candidate, RewardWeights, Scalar
 
 Floats = NDArray[np.float32]
 CONTEXTS_KEPT = 256
+FIGURES = {"guard": "rates", "traffic": "shares"}  # figures by name, and what they are called
 OUTPUTS = ("click", "clicked", "unclicked", "converts")
 
 
@@ -67,13 +68,18 @@ class CriticView:
     """Scores texts; two views with the same content have the same `version`."""
 
     def __init__(
-        self, ids: NDArray[np.uint64], outputs: dict[str, OutputView], references: Mapping[str, float] | None = None
+        self,
+        ids: NDArray[np.uint64],
+        outputs: dict[str, OutputView],
+        references: Mapping[str, float] | None = None,
+        traffic: Mapping[str, float] | None = None,
     ) -> None:
         """`ids` uint64[F], ascending. `references`: of the guarded campaigns, what one of their newest clicks converts
-        at, in log-odds (reference.py)."""
+        at, in log-odds (reference.py). `traffic`: each place's share of the newest decisions (traffic.py)."""
         self._ids = ids
         self._outputs = outputs
         self._references = dict(references or {})
+        self.traffic = dict(traffic or {})
         self.heads = outputs["click"].weights.shape[1]
         self._bytes = save(self._tensors())
         self.version = "c-" + hashlib.sha256(self._bytes).hexdigest()[:16]
@@ -84,10 +90,11 @@ class CriticView:
             tensors[f"{name}.weights"] = np.ascontiguousarray(output.weights)
             tensors[f"{name}.scale"] = np.ascontiguousarray(output.scale)
             tensors[f"{name}.prior"] = np.array([output.salt, output.offset], np.float64)
-        if self._references:
-            names = [name.encode() for name in self._references]
-            tensors["guard.names"] = np.frombuffer(b"\0".join(names), np.uint8)
-            tensors["guard.rates"] = np.array(list(self._references.values()), np.float64)
+        for name, figures in (("guard", self._references), ("traffic", self.traffic)):
+            if figures:
+                names = b"\0".join(key.encode() for key in figures)
+                tensors[f"{name}.names"] = np.frombuffer(names, np.uint8)
+                tensors[f"{name}.{FIGURES[name]}"] = np.array(list(figures.values()), np.float64)
         return tensors
 
     def to_bytes(self) -> bytes:
@@ -131,7 +138,7 @@ class CriticView:
         for name in names:
             salt, offset = tensors[f"{name}.prior"].tolist()
             outputs[name] = OutputView(tensors[f"{name}.weights"], tensors[f"{name}.scale"], int(salt), offset)
-        return cls(ids, outputs, _references(tensors, source))
+        return cls(ids, outputs, _figures(tensors, "guard", source), _figures(tensors, "traffic", source))
 
     def encode(self, campaign: Campaign, segment: str, texts: Sequence[Candidate]) -> PoolFeatures:
         """Take a pool's texts apart and score them without a context; once a pool and critic."""
@@ -233,13 +240,14 @@ def _summed(at: NDArray[np.intp], chosen: NDArray[np.bool_], lengths: NDArray[np
     return np.asarray(sparse.csr_matrix((ones, at, ends), shape=(len(lengths), len(weights))) @ weights, np.float32)
 
 
-def _references(tensors: Mapping[str, np.ndarray], source: str | Path) -> dict[str, float]:
-    """The campaigns that are guarded; none in a critic from before there was a guard. Raises StoreError."""
-    if "guard.names" not in tensors:
+def _figures(tensors: Mapping[str, np.ndarray], name: str, source: str | Path) -> dict[str, float]:
+    """Figures by name; none in a critic from before there were any. Raises StoreError."""
+    if f"{name}.names" not in tensors:
         return {}
-    names = tensors["guard.names"].astype(np.uint8).tobytes().decode("utf-8", "replace").split("\0")
-    rates = tensors["guard.rates"]
-    if rates.dtype != np.float64 or rates.shape != (len(names),) or not np.isfinite(rates).all():
-        got = f"dtype {rates.dtype} and shape {list(rates.shape)}"
-        raise StoreError(f"{source}: guard.rates has {got}, expected finite float64 {[len(names)]}; it is refused")
-    return dict(zip(names, rates.tolist(), strict=True))
+    names = tensors[f"{name}.names"].astype(np.uint8).tobytes().decode("utf-8", "replace").split("\0")
+    told = f"{name}.{FIGURES[name]}"
+    figures = tensors[told]
+    if figures.dtype != np.float64 or figures.shape != (len(names),) or not np.isfinite(figures).all():
+        got = f"dtype {figures.dtype} and shape {list(figures.shape)}"
+        raise StoreError(f"{source}: {told} has {got}, expected finite float64 {[len(names)]}; it is refused")
+    return dict(zip(names, figures.tolist(), strict=True))

@@ -55,11 +55,11 @@ def archive_of(made: Campaign, texts: list[Candidate]) -> Archive:
 def test_every_place_has_its_turn() -> None:
     turns = Turns()
     some = [campaign(f"c{at}", segments=("all", "young")) for at in range(3)]
-    dealt = [(one.campaign_id, segment) for _ in range(3) for one, segment in turns.next(some, 4)]
+    dealt = [(one.campaign_id, segment) for _ in range(3) for one, segment in turns.next(some, 4, {})]
     assert sorted(dealt) == sorted([(f"c{at}", s) for at in range(3) for s in ("all", "young")] * 2)
     # No place twice in one step, and none that has gone.
-    assert len(turns.next(some[:1], 4)) == 2
-    assert turns.next([], 4) == []
+    assert len(turns.next(some[:1], 4, {})) == 2
+    assert turns.next([], 4, {}) == []
 
 
 def test_the_critics_favourites_are_found_and_weighted(policy: LanguagePolicy) -> None:

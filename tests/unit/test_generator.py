@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +15,8 @@ from optimizer.ids import campaign_hash, variant_id
 from optimizer.learning.base import load_policy
 from optimizer.learning.policy import Cancelled, LanguagePolicy
 from optimizer.learning.prompt import build_prompt
+from optimizer.learning.traffic import place_name
+from optimizer.learning.view import CriticView
 from optimizer.stream.log import Append
 from optimizer.types import Campaign, PolicyRecord, Pool, Rules, Slot, to_json
 from serving.generator import FRESH_PREFIX, Generator, GeneratorConfig
@@ -129,13 +132,13 @@ def test_a_text_that_is_a_control_is_not_offered(loop: Loop, tiny_model_folder: 
     assert [(candidate.rejected, candidate.count) for candidate in found] == [("control", text.count)]
 
 
-def publish(loop: Loop, change: float) -> str:
-    """A new live version: the reference's weights moved by `change`."""
+def publish(loop: Loop, change: float, traffic: dict[str, float] | None = None) -> str:
+    """A new live version: the reference's weights moved by `change`, its critic with this traffic."""
     reference = loop.store.versions()[0]
     moved = {name: value.detach() + change for name, value in load_policy(loop.base).trainable().items()}
-    manifest = loop.store.publish(
-        moved, loop.store.critic_bytes(reference), parent=reference, base=loop.base.digest, created_ts=0, facts={}
-    )
+    critic = CriticView.from_bytes(loop.store.critic_bytes(reference), reference)
+    told = CriticView(critic._ids, critic._outputs, None, traffic).to_bytes()
+    manifest = loop.store.publish(moved, told, parent=reference, base=loop.base.digest, created_ts=0, facts={})
     record(loop, manifest.version)
     return manifest.version
 
@@ -162,6 +165,22 @@ def test_a_new_version_gets_new_pools_that_carry_the_best_texts_over(loop: Loop)
             assert (candidate.count, candidate.token_ids, candidate.log_probs) == (0, (), ())
         variants = [candidate.variant_id for candidate in pool.candidates]
         assert len(set(variants)) == len(variants)
+
+
+def test_places_with_impressions_are_written_for_first(loop: Loop) -> None:
+    made = campaign(segments=("all", "young"))
+    generator = loop.generator(dataclasses.replace(SMALL_GENERATOR, pools_per_step=1, rest_ms=0))
+    while generator.step():
+        pass
+    written: list[str] = []
+    for at in range(22):
+        loop.clock.advance(60_000)
+        publish(loop, 0.0001 * (at + 1), {place_name(made, "young"): 1.0})
+        assert generator.step()
+        written.append(loop.pools()[-1].segment)
+    # Equal turns would be eleven each; who has no impressions has a turn in twenty, and is not forgotten.
+    assert 1 <= written.count("all") <= 3
+    assert written[0] == "young"
 
 
 def test_texts_are_grown_from_promising_beginnings_and_are_no_samples(loop: Loop) -> None:
