@@ -160,6 +160,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         common = {
             "seed": seed,
             "mean_ctr": float(ours.click_rates.mean()),
+            "last_tenth_ctr": float(ours.click_rates[-max(1, impressions // 10) :].mean()),
             "control_ctr_reward": float(ours.frozen.mean()),
             "valid_share": ours.valid_share,
             "kl": ours.kl,
