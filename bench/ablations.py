@@ -21,7 +21,7 @@ from unittest import mock
 import numpy as np
 
 from optimizer.learning import features
-from optimizer.learning.features import FeatureSet, TextParts, text_features
+from optimizer.learning.features import Family, FeatureSet, TextParts, text_features
 from simulators.compare import make_tiny_model, play
 from simulators.contenders import AdloopContender
 from simulators.progress import Bars, Report
@@ -66,7 +66,7 @@ CONFIGS: dict[str, Callable[[Any], Any]] = {
         config, critic=replace(config.critic, spread=0.0)
     ),
     "without KL controller (fixed weight, no budget)": lambda config: replace(config, kl_budget=1e9),
-    "without transfer (nothing that campaigns share)": lambda config: config,
+    "without transfer (the critic's words are each campaign's own)": lambda config: config,
     "without guard": lambda config: replace(config, critic=replace(config.critic, guard=False)),
     "without favourites": lambda config: replace(config, favourites=replace(config.favourites, steps=0)),
     "without policy learning": lambda config: replace(config, update=replace(config.update, learning_rate=0.0)),
@@ -76,12 +76,15 @@ CONFIGS: dict[str, Callable[[Any], Any]] = {
 
 
 def _alone(place: str, several: bool, segment: str, parts: TextParts) -> FeatureSet:
-    """Features under names of the campaign's own: what is learnt in one says nothing of another."""
-    own = TextParts(
-        parts.variant_id,
-        *(tuple(f"{place};{name}" for name in names) for names in (parts.words, parts.pairs, parts.forms)),
+    """Features under names of the campaign's own: what is learnt of a text in one says nothing of another. The bias,
+    device and hour, the prior scales and the language model stay shared."""
+    words, pairs, forms = (
+        tuple(f"{place};{name}" for name in names) for names in (parts.words, parts.pairs, parts.forms)
     )
-    return text_features(place, several, f"{place};{segment}", own)
+    found = text_features(place, several, f"{place};{segment}", TextParts(parts.variant_id, words, pairs, forms))
+    # A word of the campaign's own is there as WORD already.
+    kept = found.families != Family.WORD_CAMPAIGN
+    return FeatureSet(found.ids[kept], found.families[kept])
 
 
 def run_one(run: Run, folder: Path, report: Report) -> Score:

@@ -3,7 +3,7 @@
 The whole loop plays; then each pool's samples are scored under the policy as it is at the end, and the importance
 ratios of the gradient (optimizer/maths/weights.py: pi_now / pi_then, at most `ratio_ceiling`) are told by the versions
 that came between. The ratio is what a reward for such a text counts in the gradient; the effective share is the
-effective sample size over the samples. The critic and the favourites take a late reward whole, whatever its age.
+effective sample size over the samples. The critic and the favourites take a late reward whole (docs/learning.md).
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ from simulators.contenders import AdloopContender
 from simulators.progress import Bars
 from simulators.worlds import load_world
 
-AGES = (1, 10, 30, 100, 200, 300, 500, 1_000)
+AGES = (0, 1, 10, 30, 100, 200, 300, 500, 1_000)
 
 
 class Aged(NamedTuple):
-    """A pool `versions` old: truncated ratios float[n] of its samples, and which of them were shown."""
+    """A pool `versions` old: truncated ratios float[n] of its samples, and how often each was `shown`, int[n]."""
 
     versions: int
     ratios: np.ndarray
@@ -49,7 +49,8 @@ def aged(agent: AdloopAgent, ceiling: float) -> Iterator[Aged]:
     now = version_number(policy.version) or 0
     for pool in list(shelf._pools.values()):
         campaign = campaigns[f"{pool.tenant}/{pool.campaign_id}"]
-        decided = [agent.learner.critic.buffer.entries[name].candidate for name in shelf.decisions(pool.pool_id)]
+        entries = agent.learner.critic.buffer.entries
+        decided = [entries[name].candidate for name in shelf.decisions(pool.pool_id) if name in entries]
         found = _ratios(policy, campaign, pool, decided, ceiling)
         if found is not None:
             yield Aged(now - (version_number(pool.policy_version) or 0), *found)
@@ -66,7 +67,8 @@ def _ratios(
     with torch.no_grad():
         now = policy.score(prompts, [text.token_ids for text in some], pool.decode).log_prob.double().cpu().numpy()
     then = np.array([sum(map(sum, text.log_probs)) for text in some])
-    return truncated_ratios(now, then, ceiling), np.isin(samples, decided)
+    shown = np.bincount(decided, minlength=len(pool.candidates))[samples]
+    return truncated_ratios(now, then, ceiling), shown
 
 
 def main(argv: list[str]) -> int:
@@ -94,11 +96,11 @@ def main(argv: list[str]) -> int:
         if not own:
             continue
         ratios, shown = np.concatenate([one.ratios for one in own]), np.concatenate([one.shown for one in own])
-        told = f"{ratios[shown].mean():5.2f}" if shown.any() else "    -"
+        told = f"{shown @ ratios / shown.sum():5.2f}" if shown.any() else "    -"
         effective = np.mean([effective_sample_size(one.ratios) / len(one.ratios) for one in own])
         print(
             f"{low:4} to {'more' if high == 10**9 else high - 1:>4} versions ago: {len(own):4} pools, mean ratio "
-            f"{ratios.mean():5.2f}, of samples that were shown {told}, effective share {effective:.2f}"
+            f"{ratios.mean():5.2f}, of the impressions {told}, effective share {effective:.2f}"
         )
     print(f"{time.perf_counter() - begun:.0f} s")
     return 0

@@ -34,7 +34,7 @@ METRICS: Final = (
         "gauge",
         "share",
         (),
-        "Click rate that the critic expected of late decisions, before it learnt from them",
+        "Click rate that the critic expected of recent decisions, before it learnt from them",
     ),
     Metric("adloop_critic_clicks_seen", "gauge", "share", (), "Click rate that the same decisions had"),
     Metric("adloop_critic_brier", "gauge", "score", (), "Brier score of those predictions; NaN before there are any"),

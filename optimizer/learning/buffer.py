@@ -7,6 +7,7 @@ for full passes."""
 from __future__ import annotations
 
 import zlib
+from collections import deque
 from collections.abc import Hashable
 from typing import NamedTuple
 
@@ -86,7 +87,8 @@ class ReplayBuffer:
         # Old evidence is made light by making new evidence heavy: sums need not be touched, and what a late revision
         # takes back is what was once put in.
         self._unit = 1.0
-        self._known: list[tuple[int, int]] = []
+        # While learning is paused nobody takes them.
+        self._known: deque[tuple[int, int]] = deque(maxlen=capacity)
 
     def discount(self, share: float) -> None:
         """What has been seen so far counts only `share` (0 to 1) of what comes from now on."""
@@ -105,7 +107,7 @@ class ReplayBuffer:
     def take_known(self) -> NDArray[np.int64]:
         """int[m, 2]: (row, click 0 or 1) of the decisions of which that has become known since the last call."""
         known = np.array(self._known, np.int64).reshape(-1, 2)
-        self._known = []
+        self._known.clear()
         return known
 
     @property

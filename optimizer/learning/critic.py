@@ -17,6 +17,7 @@ maths/guard.py).
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -47,6 +48,7 @@ from optimizer.types import Campaign, Outcome, Scalar
 
 Floats = NDArray[np.float32]
 logger = logging.getLogger(__name__)
+FORESEEN_AT_ONCE = 100_000  # new decisions of an increment whose predictions are noted
 CONVERTS_PASSES = 3  # clicked rows are few, and bait is to be known before it is everywhere
 BESIDE_TEXT, BESIDE_PLACE = 2.0, 0.3  # the first prior scales of what converts, in units of PRIOR_SCALE
 
@@ -79,7 +81,8 @@ class CriticConfig:
 
 
 class Critic:
-    """Replay buffer, heads and target network; `fit` is one increment. Not thread-safe; deterministic."""
+    """Replay buffer, heads and target network; `fit` is one increment. `replaying`: what is read now has been decided
+    long ago, by other heads. Not thread-safe; deterministic."""
 
     def __init__(self, config: CriticConfig) -> None:
         self.config = config
@@ -117,7 +120,8 @@ class Critic:
         self._campaign_of_row: list[str] = []
         self._offset = float(logit(config.first_rate))
         self._rng = np.random.default_rng([config.seed, 7])
-        self._unforeseen: list[str] = []
+        self.replaying = False
+        self._unforeseen: deque[str] = deque(maxlen=FORESEEN_AT_ONCE)
         self.forecasts = Forecasts()
         self._traffic = Traffic()
         self.drift = DriftWatch()
@@ -138,6 +142,7 @@ class Critic:
             if before is None:
                 self._unforeseen.append(outcome.decision_id)
                 self._traffic.note(place_name(campaign, _segment(campaign, decision.context)))
+            self.forecasts.revise(outcome.decision_id, after)
             self._arrivals.note(before, after, outcome)
             self._recent_clicks.note(campaign_name(campaign), outcome.decision_id, before, after)
         return True
@@ -253,15 +258,18 @@ class Critic:
             self.buffer.discount(self.config.kept_at_drift)
 
     def _foresee(self, x: sparse.csr_matrix) -> None:
-        """Note what the published heads say of the decisions that are new, before they are learnt from."""
-        self.forecasts.settle(self._now_ms, self.buffer.entries)
-        names = [name for name in self._unforeseen if name in self.buffer.entries]
-        self._unforeseen = []
-        if names and self._outputs["click"].trained:
-            rows = x[[self.buffer.entries[name].row for name in names]]
+        """Note what the published heads say of the decisions that are new, before they are learnt from; nothing of what
+        is read again after a restart (`replaying`), since it was decided by other heads."""
+        self.forecasts.settle(self._now_ms)
+        entries = self.buffer.entries
+        names = [name for name in self._unforeseen if name in entries]
+        self._unforeseen.clear()
+        if names and self._outputs["click"].trained and not self.replaying:
+            rows = x[[entries[name].row for name in names]]
             weights = _narrowed(self._outputs["click"].weights(), self.config.spread)
             said = expit(rows @ weights + self._offset).mean(axis=1, dtype=np.float64)
-            self.forecasts.note(names, said, self.buffer.entries)
+            for name, p in zip(names, said.tolist(), strict=True):
+                self.forecasts.note(name, p, entries[name])
 
     def feedback(
         self, decision_ids: list[str], q: NDArray[np.float64], worth: NDArray[np.float64], campaign: Campaign

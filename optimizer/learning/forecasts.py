@@ -3,39 +3,74 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Mapping, Sequence
-
-import numpy as np
-from numpy.typing import NDArray
+import math
+import zlib
 
 from optimizer.learning.buffer import Entry
 from optimizer.maths.calibration import Calibration
+from optimizer.types import Scalar
+
+GRACE = 1.0  # how much longer than the click window a decision is waited for, in windows: clicks are told of late
 
 
 class Forecasts:
-    """Predictions wait until the decision's click window is over, clicked or not: if clicks were counted when they
-    come, and the rest when the window closes, the newest would all seem to be clicked. Not thread-safe."""
+    """Predictions wait until the decision's click window, and as long again, is over, clicked or not: if clicks were
+    counted when they come, and the rest when the window closes, the newest would all seem to be clicked. A click that
+    is told of later than that (a partition far behind the others, an ad server that was away) counts as none here,
+    though the critic learns from it. Not thread-safe."""
 
     def __init__(self, capacity: int = 200_000) -> None:
-        """`capacity`: predictions that wait at most; of those that come while so many wait nothing is told."""
+        """`capacity`: predictions that wait at most; where more come a part of them, by their ids, is left out."""
         self.calibration = Calibration()
         self._capacity = capacity
-        self._waiting: list[tuple[int, str, float]] = []
+        self._one_in = 1
+        self._waiting: list[tuple[float, str, float]] = []
+        self._clicked: dict[str, bool] = {}
 
-    def note(self, names: Sequence[str], p: NDArray[np.float64], entries: Mapping[str, Entry]) -> None:
-        """Take in what was said, float64[n], of decisions that are held and new."""
-        room = max(0, self._capacity - len(self._waiting))
-        for name, said in zip(names[:room], p[:room].tolist(), strict=True):
-            entry = entries[name]
-            heapq.heappush(self._waiting, (entry.impression_ts + entry.click_window_ms, name, said))
+    def note(self, name: str, p: float, entry: Entry) -> None:
+        """Take in what was said of a new decision. What is no number is left out."""
+        if not math.isfinite(p) or not self._chosen(name):
+            return
+        due = entry.impression_ts + (1.0 + GRACE) * entry.click_window_ms
+        heapq.heappush(self._waiting, (due, name, p))
+        self._clicked[name] = entry.click > 0
+        while len(self._waiting) > self._capacity:
+            self._one_in *= 2
+            self._waiting = [one for one in self._waiting if self._chosen(one[1])]
+            heapq.heapify(self._waiting)
+            self._clicked = {name: self._clicked[name] for _, name, _ in self._waiting}
 
-    def settle(self, now_ms: int, entries: Mapping[str, Entry]) -> None:
-        """Compare what was said with what came, where no click can come any more at `now_ms`."""
+    def revise(self, name: str, entry: Entry) -> None:
+        """A decision's outcome has been revised."""
+        if name in self._clicked:
+            self._clicked[name] = entry.click > 0
+
+    def settle(self, now_ms: int) -> None:
+        """Compare what was said with what came, where that is waited for no longer at `now_ms`."""
         said, came = [], []
         while self._waiting and self._waiting[0][0] < now_ms:
             _, name, p = heapq.heappop(self._waiting)
-            entry = entries.get(name)
-            if entry is not None:
-                said.append(p)
-                came.append(float(entry.click > 0))
-        self.calibration = self.calibration.after(np.array(said), np.array(came))
+            said.append(p)
+            came.append(float(self._clicked.pop(name)))
+        self.calibration = self.calibration.after(said, came)
+
+    def _chosen(self, name: str) -> bool:
+        return zlib.crc32(name.encode()) // 7 % self._one_in == 0
+
+
+def calibration_facts(seen: Calibration) -> dict[str, Scalar | None]:
+    """What a version's record says of its critic's predictions; all None where nothing has been judged."""
+    figures = {
+        "clicks_expected": seen.mean,
+        "clicks_seen": seen.rate,
+        "brier": seen.brier,
+        "brier_skill": seen.skill,
+        "reliability": seen.reliability,
+        "resolution": seen.resolution,
+    }
+    told = [one for one in seen.bins() if one.decisions >= 1]
+    curve = ";".join(f"{one.decisions:.0f}:{one.expected:.5f}:{one.observed:.5f}" for one in told)
+    return {
+        **{name: None if math.isnan(value) else value for name, value in figures.items()},
+        "reliability_curve": curve or None,
+    }

@@ -19,6 +19,7 @@ from optimizer.errors import StoreError
 from optimizer.learning.base import BaseModel, load_policy, load_version
 from optimizer.learning.config import LearnerConfig
 from optimizer.learning.critic import Critic
+from optimizer.learning.forecasts import calibration_facts
 from optimizer.learning.pools import PoolShelf
 from optimizer.learning.sentinel import Halt, Sentinel
 from optimizer.learning.trainer import PolicyTrainer
@@ -53,6 +54,7 @@ class Learner:
             raise ValueError("base: got None, expected a base model, or train_policy=False")
         self.config = config
         self.critic = Critic(config.critic)
+        self.critic.replaying = True
         self.increments = 0
         self.unused_outcomes = 0
         self._log, self._store, self._base, self._clock = log, store, base, clock
@@ -93,6 +95,7 @@ class Learner:
             return read > 0
         # After a restart the whole history is read before anything is learnt from a part of it.
         caught_up = read < self.config.outcomes_per_poll or self._outcomes.at_end()
+        self.critic.replaying = self.critic.replaying and not caught_up
         if self._enough() and (caught_up or self._waiting >= self.config.most_waiting):
             self.increment()
             return True
@@ -275,7 +278,7 @@ class Learner:
             "kl": 0.0,
             "kl_budget": self.config.kl_budget,
             **({} if self.trainer is None else self.trainer.facts()),
-            **self._calibration(),
+            **calibration_facts(self.critic.forecasts.calibration),
             "increment": self.increments,
             "outcomes": len(self.critic.buffer.entries),
             "outcomes_to": ",".join(f"{at.partition}:{self._outcomes.position(at)}" for at in self._outcome_places),
@@ -301,23 +304,6 @@ class Learner:
             if self.trainer is not None and self._state_file is not None and self.sentinel.healthy:
                 self.trainer.save(self._state_file)
         return manifest
-
-    def _calibration(self) -> dict[str, Scalar | None]:
-        """How good the critic's predictions of clicks have been, of the decisions whose click window is over."""
-        seen = self.critic.forecasts.calibration
-        figures = {
-            "clicks_expected": seen.mean,
-            "clicks_seen": seen.rate,
-            "brier": seen.brier,
-            "brier_skill": seen.skill,
-            "reliability": seen.reliability,
-            "resolution": seen.resolution,
-        }
-        curve = ";".join(f"{one.decisions:.0f}:{one.expected:.5f}:{one.observed:.5f}" for one in seen.bins())
-        return {
-            **{name: None if math.isnan(value) else value for name, value in figures.items()},
-            "reliability_curve": curve or None,
-        }
 
     def _record(self, manifest: Manifest, stage: Stage) -> None:
         record = PolicyRecord(

@@ -78,6 +78,7 @@ class PolicyTrainer:
         anchors: dict[object, Tensor] = {}
         self._improve(view, batches, anchors)
         self._hold_budget(batches, anchors)
+        anchors.clear()  # of a large vocabulary they are gigabytes
         if anchor is not None:
             with torch.no_grad():
                 self.kl_step = float(self.policy.score(prompts, tokens, WHOLE, anchor).kl.mean())

@@ -6,11 +6,11 @@ from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 Floats = NDArray[np.float64]
-# Octaves: click rates of one in a thousand and of one in two are to be told apart alike.
-EDGES = np.array([0.0, 0.005, 0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.0])
+# Octaves: click rates of one and two in a thousand are to be told apart as those of a fourth and a half.
+EDGES = np.array([0.0, 0.00125, 0.0025, 0.005, 0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.0])
 
 
 class ReliabilityBin(NamedTuple):
@@ -38,15 +38,16 @@ class Calibration:
     observed: Floats = field(default_factory=lambda: np.zeros(len(EDGES) - 1))
     squared: float = 0.0
 
-    def after(self, p: Floats, y: Floats) -> Calibration:
+    def after(self, said: ArrayLike, came: ArrayLike) -> Calibration:
         """With these predictions settled, oldest first.
 
         Args:
-          p: float64[n], predicted probabilities.
-          y: float64[n], what came: 0 or 1.
+          said: p float64[n], predicted probabilities.
+          came: y float64[n], what came: 0 or 1.
         Raises ValueError for probabilities outside [0, 1] and outcomes that are neither."""
+        p, y = np.asarray(said, np.float64), np.asarray(came, np.float64)
         if p.shape != y.shape or not ((p >= 0) & (p <= 1)).all() or not np.isin(y, (0.0, 1.0)).all():
-            raise ValueError(f"p, y: got {p}, {y}, expected probabilities and as many outcomes of 0 or 1")
+            raise ValueError(f"said, came: got {p}, {y}, expected probabilities and as many outcomes of 0 or 1")
         if not p.size:
             return self
         weight = np.exp(-np.arange(len(p))[::-1] / self.memory)

@@ -9,7 +9,7 @@ from typing import Any
 from serving import numbers
 from serving.page import parts
 
-UNKNOWN = "Nothing can be told yet: the click windows of the decisions that it spoke of are still open."
+UNKNOWN = "Nothing can be told yet: no decision of which this critic spoke before is old enough to be judged."
 HEAD = ("Expected, per 1,000", "Clicked, per 1,000", "Decisions")
 
 
@@ -31,4 +31,4 @@ def critic_panel(critic: Mapping[str, Any] | None) -> str:
     ]
     table = parts.plain_table("Clicks expected and seen, by what was expected", HEAD, rows)
     body = f'<div class="stream"><dl class="facts">{"".join(facts)}</dl>{table}</div>'
-    return parts.card("critic", "Clicks expected and seen", body, "w12", "Critic, newest 10,000 decisions")
+    return parts.card("critic", "Clicks expected and seen", body, "w12", "Critic, about the newest 10,000 decisions")

@@ -5,15 +5,18 @@ from __future__ import annotations
 
 import math
 
+import msgspec
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 from optimizer.learning.critic import Critic, CriticConfig
-from optimizer.learning.forecasts import Forecasts
+from optimizer.learning.forecasts import Forecasts, calibration_facts
 from optimizer.maths.calibration import EDGES, Calibration
 from optimizer.types import Attribution
+from serving.board import LiveBoard
 from tests.learning_rig import START_MS, campaign, candidate, outcome
+from tests.serving_rig import make_policy
 
 HOUR_MS = 3_600_000
 
@@ -68,45 +71,117 @@ def test_edges_hold_their_own_and_nothing_settled_tells_nothing() -> None:
 
 @pytest.mark.parametrize(("p", "y"), [([1.1], [1.0]), ([0.5], [0.5]), ([0.5], [0.0, 1.0]), ([math.nan], [0.0])])
 def test_what_is_no_probability_or_no_outcome_is_refused(p: list[float], y: list[float]) -> None:
-    with pytest.raises(ValueError, match="p, y"):
+    with pytest.raises(ValueError, match="said, came"):
         Calibration().after(np.array(p), np.array(y))
 
 
-def test_a_decision_is_judged_by_what_was_said_before_and_once_its_window_is_over() -> None:
-    made, critic, text = campaign(), Critic(CriticConfig(seed=3)), candidate("A text")
-    windows = Attribution(click_window_ms=HOUR_MS)
+TEXT = candidate("A text")
+WINDOWS = Attribution(click_window_ms=HOUR_MS)
 
-    def shown(name: str, at: int, as_of: int, click: bool = False, closed: bool = False) -> None:
-        fields = {"variant_id": text.variant_id, "attribution": windows, "reward": made.reward}
-        record = outcome(name, 1, impression_ts=at, ts=at, as_of=as_of, click=click, closed=closed, **fields)  # type: ignore[arg-type]
-        assert critic.add(record, made, text.slots)
 
-    now = START_MS + 10 * HOUR_MS
+def show(
+    critic: Critic, name: str, at: int, as_of: int, revision: int = 1, click: bool = False, closed: bool = False
+) -> None:
+    """A revision of a decision on `TEXT` that was shown at `at`."""
+    made = campaign()
+    fields = {"variant_id": TEXT.variant_id, "attribution": WINDOWS, "reward": made.reward}
+    record = outcome(name, revision, impression_ts=at, ts=at, as_of=as_of, click=click, closed=closed, **fields)  # type: ignore[arg-type]
+    assert critic.add(record, made, TEXT.slots)
+
+
+def taught(**config: int) -> tuple[Critic, int]:
+    """A critic that has learnt from fifty decisions of which it said nothing, and what time it is."""
+    critic, now = Critic(CriticConfig(seed=3)), START_MS + 10 * HOUR_MS
+    critic.buffer.capacity = config.get("capacity", critic.buffer.capacity)
     for n in range(50):
-        shown(f"early-{n}", START_MS, now, click=n < 5, closed=True)
+        show(critic, f"early-{n}", START_MS, now, click=n < 5, closed=True)
     critic.fit()
     critic.fit()
     # Nothing was said of the first ones: the heads had learnt nothing yet.
     assert critic.forecasts.calibration.total == 0
-    shown("clicked", now, now + HOUR_MS // 2, click=True)
-    shown("not", now, now + HOUR_MS // 2)
+    return critic, now
+
+
+def test_a_decision_is_judged_by_what_was_said_before_and_once_its_window_is_over_twice() -> None:
+    critic, now = taught()
+    view = critic.view()
+    said = float(view.score(view.encode(campaign(), "all", [TEXT]), {}).mean())
+    show(critic, "clicked", now, now + HOUR_MS // 2, click=True)
+    show(critic, "not", now, now + HOUR_MS // 2)
     critic.fit()
     # One click has come, and tells nothing while the other may yet be clicked.
     assert critic.forecasts.calibration.total == 0
-    shown("later", now + 3 * HOUR_MS, now + 3 * HOUR_MS)
+    show(critic, "later", now + HOUR_MS * 3 // 2, now + HOUR_MS * 3 // 2)
+    critic.fit()
+    # It was clicked in time, and told of after its window.
+    show(critic, "not", now, now + HOUR_MS * 3 // 2, revision=2, click=True)
+    show(critic, "last", now + 3 * HOUR_MS, now + 3 * HOUR_MS)
     critic.fit()
     seen = critic.forecasts.calibration
     assert seen.total == pytest.approx(2, abs=0.01)
-    assert seen.rate == pytest.approx(0.5, abs=0.01)
-    assert 0.0 < seen.mean < 0.5
+    assert seen.rate == pytest.approx(1.0)
+    assert seen.mean == pytest.approx(said, rel=1e-5)
+    assert len({said, view.score(view.encode(campaign(), "all", [TEXT]), {}).max()}) == 2
 
 
-def test_predictions_beyond_the_capacity_are_not_told_of() -> None:
-    forecasts = Forecasts(capacity=1)
-    critic, made, text = Critic(CriticConfig()), campaign(), candidate("A text")
-    for name in ("a", "b"):
-        assert critic.add(outcome(name, 1, variant_id=text.variant_id), made, text.slots)
-    forecasts.note(["a", "b"], np.array([0.1, 0.2]), critic.buffer.entries)
-    forecasts.settle(START_MS + 100 * 24 * HOUR_MS, critic.buffer.entries)
-    assert forecasts.calibration.total == 1
-    assert forecasts.calibration.mean == pytest.approx(0.1)
+def test_decisions_that_are_no_longer_held_one_by_one_are_judged_all_the_same() -> None:
+    """The buffer lets go of those first that nobody has clicked: asked of it, all would seem to be clicked."""
+    critic, now = taught(capacity=60)
+    for n in range(100):
+        show(critic, f"d{n}", now, now)
+        if n % 10 == 9:
+            critic.fit()
+    for n in range(40, 50):
+        show(critic, f"d{n}", now, now + 1, revision=2, click=True)
+    show(critic, "end", now + 3 * HOUR_MS, now + 3 * HOUR_MS)
+    critic.fit()
+    assert critic.forecasts.calibration.total == pytest.approx(100, rel=0.01)
+    # Revisions of those that had gone already are not taken.
+    assert critic.forecasts.calibration.rate == pytest.approx(0.1, abs=0.001)
+
+
+def test_what_is_read_again_after_a_restart_tells_nothing_of_the_heads_of_now() -> None:
+    critic, now = taught()
+    critic.replaying = True
+    show(critic, "again", now, now)
+    critic.fit()
+    critic.replaying = False
+    show(critic, "new", now + HOUR_MS, now + HOUR_MS)
+    critic.fit()
+    show(critic, "end", now + 9 * HOUR_MS, now + 9 * HOUR_MS)
+    critic.fit()
+    assert critic.forecasts.calibration.total == 1
+
+
+def test_more_predictions_than_may_wait_are_thinned_out_evenly() -> None:
+    critic, now = taught()
+    forecasts = Forecasts(capacity=100)
+    for n in range(1_600):
+        show(critic, f"d{n}", now + n, now + n)
+        forecasts.note(f"d{n}", 0.25, critic.buffer.entries[f"d{n}"])
+    assert 25 <= len(forecasts._waiting) <= 100
+    assert len(forecasts._clicked) == len(forecasts._waiting)
+    times = np.array([due for due, _, _ in forecasts._waiting])
+    # Early ones as well as late ones: less than half of them in any quarter of the time.
+    assert np.histogram(times, 4)[0].max() < 0.5 * len(times)
+    forecasts.note("odd", math.nan, critic.buffer.entries["d0"])
+    forecasts.settle(now + 100 * HOUR_MS)
+    assert 25 <= forecasts.calibration.total <= 100
+    assert forecasts._clicked == {}
+
+
+def test_a_versions_record_tells_it_as_the_page_reads_it() -> None:
+    critic, now = taught()
+    for n in range(40):
+        show(critic, f"d{n}", now, now, click=n < 4)
+    critic.fit()
+    show(critic, "end", now + 9 * HOUR_MS, now + 9 * HOUR_MS)
+    critic.fit()
+    told = calibration_facts(critic.forecasts.calibration)
+    board = LiveBoard()
+    board.on_policy(msgspec.structs.replace(make_policy("0000009-abc"), evidence=told))
+    shown = board.snapshot(now)["critic"]
+    assert shown["seen"] == pytest.approx(0.1, abs=0.001)
+    assert shown["brier"] == told["brier"]
+    assert sum(count for count, _, _ in shown["curve"]) == pytest.approx(40, abs=1)
+    assert set(calibration_facts(Calibration()).values()) == {None}

@@ -12,7 +12,7 @@ from scipy import stats
 from optimizer.learning import base as base_module
 from optimizer.learning.base import load_policy
 from optimizer.learning.policy import Cancelled, LanguagePolicy, Sample, embedding_of
-from optimizer.learning.prompt import Prompt, build_prompt
+from optimizer.learning.prompt import Prompt, build_prompt, summarise
 from optimizer.maths.decoding import decoding_log_probs
 from optimizer.types import Decode, Product, Slot
 from tests.learning_rig import campaign, settle
@@ -261,6 +261,27 @@ def test_a_text_goes_on_from_its_beginning_with_the_probabilities_of_the_rest(
             begin += len(tokens)
         np.testing.assert_allclose(given, expected, atol=1e-4)
         assert of_all <= sum(given) + 1e-3
+
+
+@pytest.mark.parametrize("name", ["tiny", "llama"])
+def test_prompts_of_unequal_length_do_not_disturb_each_others_texts(name: str, request: pytest.FixtureRequest) -> None:
+    policy: LanguagePolicy = request.getfixturevalue(name)
+    slots, decode = (Slot("headline"),), Decode()
+    short, long = (Prompt(summarise("ad", segment=segment), slots) for segment in ("all", "people who run far"))
+    assert len(policy.prompt_ids(short)) < len(policy.prompt_ids(long))
+    words = [text.token_ids[0] for text in policy.sample([short], 2, decode, torch.Generator().manual_seed(2))[0]]
+    starts = [[(words[0][:1],), ((),)], [((),), (words[1][:-1],)]]
+    drawn = policy.sample([short, long], 2, decode, torch.Generator().manual_seed(3), starts=starts)
+    for prompt, texts, begun in zip((short, long), drawn, starts, strict=True):
+        with torch.no_grad():
+            packed = policy._pack([prompt] * 2, [text.token_ids for text in texts])
+            logits = policy._position_logits(packed, reference=False)
+        each = torch.log_softmax(logits.masked_fill(policy._barred, float("-inf")), -1)
+        logged = each.gather(1, packed.targets[:, None])[:, 0]
+        for at, (text, start) in enumerate(zip(texts, begun, strict=True)):
+            own = logged[packed.row == at].tolist()[len(start[0]) :]
+            assert text.token_ids[0][: len(start[0])] == start[0]
+            np.testing.assert_allclose(text.log_probs[0], own, atol=1e-4)
 
 
 def test_no_text_grows_over_its_slots_limit_beside_a_shorter_beginning(tiny: LanguagePolicy) -> None:

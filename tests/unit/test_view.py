@@ -78,6 +78,16 @@ def test_its_scores_are_the_heads_own_predictions(context: dict[str, str]) -> No
     assert scores[:, 0].mean() > scores[:, 1].mean() + 0.2
 
 
+def test_what_nobody_has_met_is_its_prior_in_every_text_that_has_it() -> None:
+    made = campaign()
+    critic = taught(made)
+    critic.config = replace(CONFIG, spread=1.0)
+    texts = ["Zebras never met before", f"{TEXTS[0]} zebras", "Zebras", TEXTS[1]]
+    scores = critic.view().score(critic.view().encode(made, "all", [candidate(text) for text in texts]), {})
+    for at, text in enumerate(texts):
+        np.testing.assert_allclose(scores[:, at], by_hand(critic, made, text, {}), rtol=1e-4)
+
+
 def test_the_spread_draws_the_heads_towards_their_mean_in_log_odds() -> None:
     made = campaign()
     texts = [candidate(text) for text in (*TEXTS, "Never met before")]
