@@ -20,7 +20,7 @@ ARGS ?=
 # 1: the demo's four roles as processes of their own over a broker of their own; HOST:PORT: over that broker.
 KAFKA ?=
 
-.PHONY: bench-worlds bench-sparse bench-drift bench-cold bench-delay bench-proxy bench-clean test-faults test-fault-series bench-stream bench-learning bench-ablations bench-update bench-freshness help setup demo up replay kafka kafka-stop test lint type check bench lock clean
+.PHONY: bench-worlds bench-sparse bench-drift bench-cold bench-delay bench-proxy bench-clean test-faults test-fault-series bench-stream bench-learning bench-ablations bench-staleness bench-update bench-freshness help setup demo up replay kafka kafka-stop test lint type check bench lock clean
 
 help: ## this list
 	@echo 'Adloop: ad copy that learns from its clicks.'
@@ -115,6 +115,9 @@ bench-clean: $(READY) ## does it halt where nothing is wrong
 
 bench-ablations: $(READY) ## what each part of learning is worth, taken out one at a time (half an hour)
 	@exec $(RUN)/python -m bench.ablations $(ARGS)
+
+bench-staleness: $(READY) ## what weight rewards keep in the gradient that come many versions late
+	@exec $(RUN)/python -m bench.staleness $(ARGS)
 
 bench-update: $(READY) ## an increment of the language model beside TRL's GRPO step and transformers' generate
 	@exec $(RUN)/python -m bench.update $(ARGS)
