@@ -39,7 +39,7 @@ from optimizer.learning.features import (
 )
 from optimizer.learning.forecasts import Forecasts
 from optimizer.learning.heads import Heads
-from optimizer.learning.reference import RecentClicks
+from optimizer.learning.reference import ConversionEvidence, RecentClicks
 from optimizer.learning.traffic import Traffic, place_name
 from optimizer.learning.view import OUTPUTS, CriticView, OutputView
 from optimizer.maths.delay import still_to_come
@@ -116,7 +116,9 @@ class Critic:
         self._value_mean = 0.0
         self._converting = 0.5
         self._recent_clicks = RecentClicks()
+        self._conversion_evidence = ConversionEvidence()
         self._references: dict[str, float] = {}
+        self._trust: dict[str, float] = {}
         self._campaign_of_row: list[str] = []
         self._offset = float(logit(config.first_rate))
         self._rng = np.random.default_rng([config.seed, 7])
@@ -366,6 +368,11 @@ class Critic:
         some = x[rows]
         offset = np.array([[self._references[self._campaign_of_row[row]]] for row in rows], np.float32)
         expected = expit(self._predict_target("converts", some) + offset)[at]
+        middle = (some @ heads.weights() + offset).mean(axis=1, dtype=np.float64)
+        names, campaigns = zip(*[(name, self._campaign_of_row[entry.row]) for name, entry in clicked], strict=True)
+        common = offset[at, 0].astype(np.float64)
+        fate = converted, np.where(done, 1.0, arrived)
+        self._trust = self._conversion_evidence.trust(names, campaigns, middle[at], common, *fate)
         open_ = ~(done | converted)
         later = np.where(open_[:, None], still_to_come(expected, arrived[:, None]), converted[:, None])
         weight = np.array([self.buffer.weight(name) for name, _ in clicked])
@@ -414,7 +421,8 @@ class Critic:
                 scale = heads.scale * np.float32(self.config.spread)
                 outputs[name] = OutputView(weights * unit, scale * unit, heads.salt, offset)
         references = self._references if "converts" in outputs else {}
-        return CriticView(ids[order], outputs, references, self._traffic.shares())
+        trust = {name: self._trust.get(name, 1.0) for name in references}
+        return CriticView(ids[order], outputs, references, self._traffic.shares(), trust)
 
 
 def _segment(campaign: Campaign, context: Mapping[str, Scalar]) -> str:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import logit
+from scipy.special import expit, logit
 
 from optimizer.learning.buffer import Entry
-from optimizer.maths.guard import shared_rates
+from optimizer.maths.guard import conversion_evidence, shared_rates, trust_in_texts
 
 RECENT_CLICKS = 200
 Arrived = Callable[[list[Entry]], tuple[NDArray[np.bool_], NDArray[np.float64]]]
@@ -52,3 +52,36 @@ class RecentClicks:
             return {}
         converted, known = np.array(list(counts.values())).T
         return dict(zip(counts, logit(np.clip(shared_rates(converted, known), 1e-3, 1 - 1e-3)).tolist(), strict=True))
+
+
+class ConversionEvidence:
+    """Whether what a text says matters for conversions, campaign by campaign: what was said of each click before it was
+    learnt from, beside what has become of it. It begins anew after a restart."""
+
+    def __init__(self) -> None:
+        self._said: dict[str, tuple[float, float]] = {}
+
+    def trust(
+        self,
+        names: Sequence[str],
+        campaigns: Sequence[str],
+        said: NDArray[np.float64],
+        common: NDArray[np.float64],
+        converted: NDArray[np.bool_],
+        arrived: NDArray[np.float64],
+    ) -> dict[str, float]:
+        """Each campaign's trust (maths/guard.py), from all clicks that are held.
+
+        Args:
+          names, campaigns: of n clicks, the decisions and their campaigns.
+          said, common: float64[n], log-odds of a conversion by the text, and for any text of the campaign, as they are
+            now; taken of clicks that are new.
+          converted, arrived: as for `conversion_evidence`.
+        """
+        now = zip(said.tolist(), common.tolist(), strict=True)
+        self._said = {name: self._said.get(name, each) for name, each in zip(names, now, strict=True)}
+        before = expit(np.array([self._said[name] for name in names], np.float64))
+        nats = conversion_evidence(before[:, 0], before[:, 1], converted, arrived)
+        own, at = np.unique(campaigns, return_inverse=True)
+        sums = np.bincount(at, weights=nats, minlength=len(own))
+        return dict(zip(own.tolist(), trust_in_texts(sums).tolist(), strict=True))

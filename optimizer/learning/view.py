@@ -31,7 +31,7 @@ from optimizer.types import Campaign, Candidate, RewardWeights, Scalar
 
 Floats = NDArray[np.float32]
 CONTEXTS_KEPT = 256
-FIGURES = {"guard": "rates", "traffic": "shares"}  # figures by name, and what they are called
+FIGURES = {"guard": "rates", "traffic": "shares", "trust": "shares"}  # figures by name, and what they are called
 OUTPUTS = ("click", "clicked", "unclicked", "converts")
 
 
@@ -73,13 +73,16 @@ class CriticView:
         outputs: dict[str, OutputView],
         references: Mapping[str, float] | None = None,
         traffic: Mapping[str, float] | None = None,
+        trust: Mapping[str, float] | None = None,
     ) -> None:
         """`ids` uint64[F], ascending. `references`: of the guarded campaigns, what one of their newest clicks converts
-        at, in log-odds (reference.py). `traffic`: each place's share of the newest decisions (traffic.py)."""
+        at, in log-odds (reference.py). `traffic`: each place's share of the newest decisions (traffic.py). `trust`: of
+        the guarded campaigns, the probability that what a text says matters for conversions (maths/guard.py)."""
         self._ids = ids
         self._outputs = outputs
         self._references = dict(references or {})
         self.traffic = dict(traffic or {})
+        self._trust = dict(trust or {})
         self.heads = outputs["click"].weights.shape[1]
         self._bytes = save(self._tensors())
         self.version = "c-" + hashlib.sha256(self._bytes).hexdigest()[:16]
@@ -90,7 +93,7 @@ class CriticView:
             tensors[f"{name}.weights"] = np.ascontiguousarray(output.weights)
             tensors[f"{name}.scale"] = np.ascontiguousarray(output.scale)
             tensors[f"{name}.prior"] = np.array([output.salt, output.offset], np.float64)
-        for name, figures in (("guard", self._references), ("traffic", self.traffic)):
+        for name, figures in (("guard", self._references), ("traffic", self.traffic), ("trust", self._trust)):
             if figures:
                 names = b"\0".join(key.encode() for key in figures)
                 tensors[f"{name}.names"] = np.frombuffer(names, np.uint8)
@@ -138,7 +141,7 @@ class CriticView:
         for name in names:
             salt, offset = tensors[f"{name}.prior"].tolist()
             outputs[name] = OutputView(tensors[f"{name}.weights"], tensors[f"{name}.scale"], int(salt), offset)
-        return cls(ids, outputs, _figures(tensors, "guard", source), _figures(tensors, "traffic", source))
+        return cls(ids, outputs, *(_figures(tensors, name, source) for name in FIGURES))
 
     def encode(self, campaign: Campaign, segment: str, texts: Sequence[Candidate]) -> PoolFeatures:
         """Take a pool's texts apart and score them without a context; once a pool and critic."""
@@ -161,7 +164,8 @@ class CriticView:
         reference = self._references.get(campaign_name(campaign))
         if reference is None or "converts" not in base:
             return None
-        return click_worth(expit(np.asarray(base["converts"], np.float64).mean(axis=1) + reference))
+        converts = expit(np.asarray(base["converts"], np.float64).mean(axis=1) + reference)
+        return click_worth(converts, self._trust.get(campaign_name(campaign), 1.0))
 
     def _probability(self, name: str, predicted: Floats) -> NDArray[np.float64]:
         return np.asarray(expit(np.asarray(predicted, np.float64) + self._outputs[name].offset), np.float64)

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import betaln
+from scipy.special import betaln, expit
 
 Floats = NDArray[np.float64]
 
 
 POWER = 2.0
 QUANTILE, SLACK = 0.75, 0.9
+PRIOR_TRUST = 2.0
 CLICKS = 2.0 ** np.arange(8)[:, None]  # what the campaigns' shared prior may count as, in clicks of one of them
 
 
-def click_worth(converts: Floats) -> Floats:
-    """min(1, c / c0) ** POWER, float64[n], where c0 is SLACK of the QUANTILE of the texts' c: a click counts in full
-    where it converts nearly as often as on the better quarter of the texts, a quarter where it converts half as often
-    as that. It never counts more: what is not paid for is no aim of its own.
+def click_worth(converts: Floats, trust: float = 1.0) -> Floats:
+    """min(1, c / c0) ** (POWER trust), float64[n], where c0 is SLACK of the QUANTILE of the texts' c: with full trust a
+    click counts whole where it converts nearly as often as on the better quarter of the texts, a quarter where it
+    converts half as often as that. It never counts more: what is not paid for is no aim of its own.
 
     Beside the other texts, and not beside the controls: those get few clicks, and a text's c is learnt with theirs, so
     that all are too high or too low together. By click and not by impression: text that draws nine times the clicks
@@ -28,11 +29,38 @@ def click_worth(converts: Floats) -> Floats:
 
     Args:
       converts: c float[n] > 0, probability that a click on each text converts.
+      trust: probability that what a text says matters for conversions at all (`trust_in_texts`).
     """
     c = np.asarray(converts, np.float64)
     if not (c > 0).all():
         raise ValueError(f"converts: got {c.min()}, expected probabilities > 0")
-    return np.minimum(1.0, c / (SLACK * np.quantile(c, QUANTILE))) ** POWER if c.size else c
+    return np.minimum(1.0, c / (SLACK * np.quantile(c, QUANTILE))) ** (POWER * trust) if c.size else c
+
+
+def conversion_evidence(said: Floats, common: Floats, converted: NDArray[np.bool_], arrived: Floats) -> Floats:
+    """Log of how much likelier each click's fate so far is where texts differ in what they convert at than where they
+    do not, nats float64[n]. What was said before the click was learnt from makes the sum over clicks a prequential
+    likelihood ratio (Dawid 1984, Journal of the Royal Statistical Society A 147, 278-292): differences that are chance
+    cost it what they promise, without a penalty for the number of features.
+
+    Args:
+      said: c float[n] in (0, 1), predicted probability that a click on this text converts.
+      common: c0 float[n] in (0, 1), the same for any text of its campaign.
+      converted: bool[n], whether it has.
+      arrived: F float[n] in [0, 1], share of conversions that have come by the click's age; 1 where none can come.
+    """
+    return np.asarray(
+        np.where(converted, np.log(said / common), np.log1p(-said * arrived) - np.log1p(-common * arrived)), np.float64
+    )
+
+
+def trust_in_texts(own: Floats, prior: float = PRIOR_TRUST) -> Floats:
+    """Probability that texts differ in what they convert at, float64[C], of campaigns with the evidence `own` float[C]
+    (nats): by what is the stronger for it, their own or that of all together, since features are shared.
+
+    `prior`: log-odds before any evidence. High: a guard that waits for proof would come after the bait."""
+    evidence = np.asarray(own, np.float64)
+    return np.asarray(expit(prior + np.maximum(evidence, evidence.sum())), np.float64)
 
 
 def shared_rates(converted: Floats, known: Floats) -> Floats:
