@@ -83,5 +83,5 @@ class ConversionEvidence:
         before = expit(np.array([self._said[name] for name in names], np.float64))
         nats = conversion_evidence(before[:, 0], before[:, 1], converted, arrived)
         own, at = np.unique(campaigns, return_inverse=True)
-        sums = np.bincount(at, weights=nats, minlength=len(own))
+        sums = np.bincount(at, weights=nats, minlength=len(own)).astype(np.float64)
         return dict(zip(own.tolist(), trust_in_texts(sums).tolist(), strict=True))
