@@ -32,7 +32,6 @@ from optimizer.learning.features import (
     PRIOR_SCALE,
     Family,
     FeatureSet,
-    campaign_name,
     context_features,
     context_names,
     encoded,
@@ -40,7 +39,7 @@ from optimizer.learning.features import (
 from optimizer.learning.forecasts import Forecasts
 from optimizer.learning.heads import Heads
 from optimizer.learning.reference import ConversionEvidence, RecentClicks
-from optimizer.learning.traffic import Traffic, place_name
+from optimizer.learning.traffic import Traffic, campaign_of, place_name
 from optimizer.learning.view import OUTPUTS, CriticView, OutputView
 from optimizer.maths.delay import still_to_come
 from optimizer.maths.drift import DriftWatch
@@ -119,7 +118,7 @@ class Critic:
         self._conversion_evidence = ConversionEvidence()
         self._references: dict[str, float] = {}
         self._trust: dict[str, float] = {}
-        self._campaign_of_row: list[str] = []
+        self._place_of_row: list[str] = []
         self._offset = float(logit(config.first_rate))
         self._rng = np.random.default_rng([config.seed, 7])
         self.replaying = False
@@ -143,10 +142,10 @@ class Critic:
         if after is not None:
             if before is None:
                 self._unforeseen.append(outcome.decision_id)
-                self._traffic.note(place_name(campaign, _segment(campaign, decision.context)))
+                self._traffic.note(self._place_of_row[row])
             self.forecasts.revise(outcome.decision_id, after)
             self._arrivals.note(before, after, outcome)
-            self._recent_clicks.note(campaign_name(campaign), outcome.decision_id, before, after)
+            self._recent_clicks.note(self._place_of_row[row], outcome.decision_id, before, after)
         return True
 
     def add_counts(
@@ -174,7 +173,7 @@ class Critic:
         row = self.buffer.row_of(key)
         if row is None:
             row = self.buffer.new_row(key)
-            self._campaign_of_row.append(campaign_name(campaign))
+            self._place_of_row.append(place_name(campaign, segment))
             parts, features = encoded(campaign, segment, variant_id, slots)
             self._write_row(features, context_features(names, parts))
         return row
@@ -330,7 +329,7 @@ class Critic:
             self._fit_clicked(x, paid)
         if self.config.guard:
             self._references = self._recent_clicks.rates(self._conversions_arrived)
-            watched = [one for one in unpaid if self._campaign_of_row[one[1].row] in self._references]
+            watched = [one for one in unpaid if self._place_of_row[one[1].row] in self._references]
             if watched:
                 self._fit_converts(x, watched)
         if np.any(unclicked_extra):
@@ -366,13 +365,15 @@ class Critic:
         converted = np.array([entry.converted for entry in entries])
         rows, at = np.unique([entry.row for entry in entries], return_inverse=True)
         some = x[rows]
-        offset = np.array([[self._references[self._campaign_of_row[row]]] for row in rows], np.float32)
+        offset = np.array([[self._references[self._place_of_row[row]]] for row in rows], np.float32)
         expected = expit(self._predict_target("converts", some) + offset)[at]
-        middle = (some @ heads.weights() + offset).mean(axis=1, dtype=np.float64)
-        names, campaigns = zip(*[(name, self._campaign_of_row[entry.row]) for name, entry in clicked], strict=True)
-        common = offset[at, 0].astype(np.float64)
+        weights = heads.weights()
+        of_place = weights * (heads.families == Family.INTERCEPT)[:, None]
+        said, common = ((some @ part + offset).mean(axis=1, dtype=np.float64)[at] for part in (weights, of_place))
+        names, places = zip(*[(name, self._place_of_row[entry.row]) for name, entry in clicked], strict=True)
+        campaigns = [campaign_of(place) for place in places]
         fate = converted, np.where(done, 1.0, arrived)
-        self._trust = self._conversion_evidence.trust(names, campaigns, middle[at], common, *fate)
+        self._trust = self._conversion_evidence.trust(names, campaigns, said, common, *fate)
         open_ = ~(done | converted)
         later = np.where(open_[:, None], still_to_come(expected, arrived[:, None]), converted[:, None])
         weight = np.array([self.buffer.weight(name) for name, _ in clicked])
@@ -421,8 +422,7 @@ class Critic:
                 scale = heads.scale * np.float32(self.config.spread)
                 outputs[name] = OutputView(weights * unit, scale * unit, heads.salt, offset)
         references = self._references if "converts" in outputs else {}
-        trust = {name: self._trust.get(name, 1.0) for name in references}
-        return CriticView(ids[order], outputs, references, self._traffic.shares(), trust)
+        return CriticView(ids[order], outputs, references, self._traffic.shares(), self._trust if references else {})
 
 
 def _segment(campaign: Campaign, context: Mapping[str, Scalar]) -> str:

@@ -1,4 +1,4 @@
-"""What a campaign's clicks convert at before its texts are told apart: where the critic's fourth output starts from."""
+"""What a place's clicks convert at before its texts are told apart: where the critic's fourth output starts from."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from scipy.special import expit, logit
 
 from optimizer.learning.buffer import Entry
+from optimizer.learning.traffic import campaign_of
 from optimizer.maths.guard import conversion_evidence, shared_rates, trust_in_texts
 
 RECENT_CLICKS = 200
@@ -17,7 +18,10 @@ Arrived = Callable[[list[Entry]], tuple[NDArray[np.bool_], NDArray[np.float64]]]
 
 
 class RecentClicks:
-    """The newest RECENT_CLICKS clicks of each campaign that pays for clicks alone.
+    """The newest RECENT_CLICKS clicks of each place (traffic.py) of campaigns that pay for clicks alone.
+
+    Of a place and not of the campaign: people of one segment may buy three times as often as those of another, and a
+    text that has been clicked there would look good or bad for it beside texts that have not.
 
     The newest and not the first: a text of which nothing is known is taken for one of those that are clicked now, so
     that it looks no better than a text that has shown what it converts at, neither where the first clicks were lucky
@@ -26,12 +30,12 @@ class RecentClicks:
     def __init__(self) -> None:
         self._held: dict[str, OrderedDict[str, Entry]] = {}
 
-    def note(self, campaign: str, name: str, before: Entry | None, after: Entry) -> None:
+    def note(self, place: str, name: str, before: Entry | None, after: Entry) -> None:
         """Take in a decision's revision: as it stood before, None where it is new, and as it stands now.
 
         A click enters once, when it becomes one: if those that are no longer held came back with a late conversion, the
         rate would be that of clicks that convert."""
-        held = self._held.setdefault(campaign, OrderedDict())
+        held = self._held.setdefault(place, OrderedDict())
         new = after.click and not after.pays_later and not (before and before.click)
         if name in held or new:
             held[name] = after
@@ -39,15 +43,17 @@ class RecentClicks:
                 held.popitem(last=False)
 
     def rates(self, arrived: Arrived) -> dict[str, float]:
-        """Log-odds that a click converts, of each campaign where one has. `arrived` says of each click whether it can
-        bring no more, and the share of conversions that have come by its age."""
+        """Log-odds that a click converts, of each place of the campaigns where one has. `arrived` says of each click
+        whether it can bring no more, and the share of conversions that have come by its age."""
         counts: dict[str, tuple[float, float]] = {}
-        for campaign, held in self._held.items():
+        for place, held in self._held.items():
             clicks = [entry for entry in held.values() if entry.click]
-            sold = np.array([entry.converted for entry in clicks], bool)
-            if sold.any():
+            if clicks:
+                sold = np.array([entry.converted for entry in clicks], bool)
                 done, share = arrived(clicks)
-                counts[campaign] = float(sold.sum()), float(np.where(done | sold, 1.0, share).sum())
+                counts[place] = float(sold.sum()), float(np.where(done | sold, 1.0, share).sum())
+        guarded = {campaign_of(place) for place, (converted, _) in counts.items() if converted}
+        counts = {place: each for place, each in counts.items() if campaign_of(place) in guarded}
         if not counts:
             return {}
         converted, known = np.array(list(counts.values())).T
@@ -74,7 +80,7 @@ class ConversionEvidence:
 
         Args:
           names, campaigns: of n clicks, the decisions and their campaigns.
-          said, common: float64[n], log-odds of a conversion by the text, and for any text of the campaign, as they are
+          said, common: float64[n], log-odds of a conversion by the text, and for any text of the place, as they are
             now; taken of clicks that are new.
           converted, arrived: as for `conversion_evidence`.
         """

@@ -15,6 +15,11 @@ def place_name(campaign: Campaign, segment: str) -> str:
     return f"{campaign_name(campaign)}\x1f{segment}"
 
 
+def campaign_of(place: str) -> str:
+    """The campaign's name (features.py) in a place's."""
+    return place.split("\x1f", 1)[0]
+
+
 def due(share: float, waited: float, places: int) -> float:
     """How urgent a place is that has `share` of the impressions and has `waited` since its turn: the impressions it
     has had since, where each of the `places` has some of its own beside. With equal shares the longest wait comes

@@ -26,6 +26,7 @@ from optimizer.learning.features import (
     encoded,
 )
 from optimizer.learning.heads import prior_draws
+from optimizer.learning.traffic import place_name
 from optimizer.maths.guard import click_worth
 from optimizer.types import Campaign, Candidate, RewardWeights, Scalar
 
@@ -75,7 +76,7 @@ class CriticView:
         traffic: Mapping[str, float] | None = None,
         trust: Mapping[str, float] | None = None,
     ) -> None:
-        """`ids` uint64[F], ascending. `references`: of the guarded campaigns, what one of their newest clicks converts
+        """`ids` uint64[F], ascending. `references`: of the guarded places, what one of their newest clicks converts
         at, in log-odds (reference.py). `traffic`: each place's share of the newest decisions (traffic.py). `trust`: of
         the guarded campaigns, the probability that what a text says matters for conversions (maths/guard.py)."""
         self._ids = ids
@@ -148,7 +149,7 @@ class CriticView:
         taken = [encoded(campaign, segment, text.variant_id, text.slots) for text in texts]
         sets = [features for _, features in taken]
         base = {name: self._predict(name, sets) for name in self._asked(campaign.reward)}
-        return PoolFeatures(campaign.reward, [parts for parts, _ in taken], base, self._worth(campaign, base))
+        return PoolFeatures(campaign.reward, [parts for parts, _ in taken], base, self._worth(campaign, segment, base))
 
     def _asked(self, reward: RewardWeights) -> list[str]:
         """The outputs that count under this reward: what follows a click where that is paid for, else how often a click
@@ -157,11 +158,11 @@ class CriticView:
         wanted = {"click": True, "clicked": later, "unclicked": later, "converts": not later}
         return [name for name in self._outputs if wanted[name]]
 
-    def _worth(self, campaign: Campaign, base: Mapping[str, Floats]) -> NDArray[np.float64] | None:
+    def _worth(self, campaign: Campaign, segment: str, base: Mapping[str, Floats]) -> NDArray[np.float64] | None:
         """What a click on each text counts beside the others, float64[n]; None where more than clicks is paid for, or
         no conversion has come back. In the middle of the heads' log-odds: that a text may convert better than it has is
         not tried out, and what little is known of a text does not raise it, as the mean of probabilities would."""
-        reference = self._references.get(campaign_name(campaign))
+        reference = self._references.get(place_name(campaign, segment))
         if reference is None or "converts" not in base:
             return None
         converts = expit(np.asarray(base["converts"], np.float64).mean(axis=1) + reference)

@@ -11,7 +11,7 @@ Floats = NDArray[np.float64]
 
 POWER = 2.0
 QUANTILE, SLACK = 0.75, 0.9
-PRIOR_TRUST = 2.0
+PRIOR_TRUST, PRIOR_ALONE = 2.0, -3.0
 CLICKS = 2.0 ** np.arange(8)[:, None]  # what the campaigns' shared prior may count as, in clicks of one of them
 
 
@@ -54,13 +54,15 @@ def conversion_evidence(said: Floats, common: Floats, converted: NDArray[np.bool
     )
 
 
-def trust_in_texts(own: Floats, prior: float = PRIOR_TRUST) -> Floats:
+def trust_in_texts(own: Floats, together: float = PRIOR_TRUST, alone: float = PRIOR_ALONE) -> Floats:
     """Probability that texts differ in what they convert at, float64[C], of campaigns with the evidence `own` float[C]
-    (nats): by what is the stronger for it, their own or that of all together, since features are shared.
+    (nats): the larger of that by the evidence of all, since features are shared, and that by the campaign's own.
 
-    `prior`: log-odds before any evidence. High: a guard that waits for proof would come after the bait."""
+    `together`, `alone`: log-odds before any evidence that texts differ in all campaigns, and in this one but not in
+    all. The first is high: a guard that waits for proof would come after the bait. The second is low: of many
+    campaigns in which texts convert alike some look otherwise by chance."""
     evidence = np.asarray(own, np.float64)
-    return np.asarray(expit(prior + np.maximum(evidence, evidence.sum())), np.float64)
+    return np.asarray(np.maximum(expit(together + evidence.sum()), expit(alone + evidence)), np.float64)
 
 
 def shared_rates(converted: Floats, known: Floats) -> Floats:

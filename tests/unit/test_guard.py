@@ -12,7 +12,14 @@ from optimizer.errors import StoreError
 from optimizer.learning.critic import Critic, CriticConfig
 from optimizer.learning.features import campaign_name
 from optimizer.learning.view import CriticView
-from optimizer.maths.guard import PRIOR_TRUST, click_worth, conversion_evidence, shared_rates, trust_in_texts
+from optimizer.maths.guard import (
+    PRIOR_ALONE,
+    PRIOR_TRUST,
+    click_worth,
+    conversion_evidence,
+    shared_rates,
+    trust_in_texts,
+)
 from optimizer.types import Campaign, RewardWeights
 from tests.learning_rig import START_MS, campaign, candidate, outcome
 
@@ -48,11 +55,11 @@ def test_evidence_is_the_log_likelihood_ratio_of_what_has_come_so_far() -> None:
     assert conversion_evidence(said, common, np.zeros(3, bool), np.zeros(3)).tolist() == [0, 0, 0]
 
 
-def test_trust_is_the_posterior_by_a_campaigns_own_evidence_or_by_that_of_all() -> None:
+def test_trust_is_the_posterior_by_the_evidence_of_all_or_by_a_campaigns_own() -> None:
     assert trust_in_texts(np.zeros(1))[0] == pytest.approx(1 / (1 + np.exp(-PRIOR_TRUST)))
-    alone, quiet = trust_in_texts(np.array([6.0, -9.0]), prior=0.0)
-    assert alone == pytest.approx(1 / (1 + np.exp(-6.0)))
-    assert quiet == pytest.approx(1 / (1 + np.exp(3.0)))
+    bait, quiet = trust_in_texts(np.array([8.0, -20.0]))
+    assert bait == pytest.approx(1 / (1 + np.exp(-PRIOR_ALONE - 8.0)))
+    assert quiet == pytest.approx(1 / (1 + np.exp(12.0 - PRIOR_TRUST)))
 
 
 @pytest.mark.parametrize(("bait_converts", "low", "high"), [(0.0, 0.99, 1.0), (0.3, 0.0, 0.1)])
