@@ -294,3 +294,30 @@ def test_the_gradients_rewards_count_clicks_the_same() -> None:
     shown, full, _ = critic.feedback(names, np.zeros(3), np.ones(3), made)
     np.testing.assert_allclose(rewards, full * worth[shown])
     assert full.tolist() == [1, 1, 0]
+
+
+def test_a_place_whose_people_buy_more_makes_no_text_look_better_there() -> None:
+    """Young people buy three times as often, whatever they read. The text that they have clicked counts no more beside
+    others than it does among those who buy less; held against the whole campaign's rate it would look three times as
+    good as text that nobody has clicked."""
+    made, critic, rng = campaign(segments=("all", "young")), Critic(CONFIG), np.random.default_rng(3)
+    for at in range(800):
+        segment = ("all", "young")[at % 2]
+        told = outcome(
+            f"d{at}",
+            click=True,
+            conversions=int(rng.random() < (0.3 if segment == "young" else 0.1)),
+            closed=True,
+            as_of=DONE,
+            variant_id=TEXTS[0].variant_id,
+            reward=made.reward,
+            pool_id="p",
+            context={"segment": segment},
+        )
+        assert critic.add(told, made, TEXTS[0].slots)
+        if at % 100 == 99:
+            critic.fit()
+    view = critic.view()
+    texts = [TEXTS[0], candidate("Never seen by anybody")]
+    for segment in made.segments:
+        assert view.worth(view.encode(made, segment, texts)).min() > 0.8
