@@ -11,7 +11,7 @@ Floats = NDArray[np.float64]
 
 POWER = 2.0
 QUANTILE, SLACK = 0.75, 0.9
-PRIOR_TRUST, PRIOR_ALONE = 2.0, -3.0
+PRIOR_TRUST, PRIOR_ALONE = 4.0, -3.0
 CLICKS = 2.0 ** np.arange(8)[:, None]  # what the campaigns' shared prior may count as, in clicks of one of them
 
 
