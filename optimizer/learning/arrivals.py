@@ -32,6 +32,8 @@ class Arrivals:
 
     def share(self, kind: str, window_ms: int, ages: NDArray[np.int64], now_ms: int) -> NDArray[np.float64]:
         """F, the share of "click"s or "conversion"s within a window that have come by each age, float64[m]."""
+        if window_ms <= 0:
+            return np.ones(len(ages))
         edges = age_edges(window_ms, self._age_classes)
         log = np.array(self._log(kind, window_ms), np.int64).reshape(-1, 2)
         last = self._age_classes - 1

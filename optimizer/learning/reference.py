@@ -45,15 +45,14 @@ class RecentClicks:
     def rates(self, arrived: Arrived) -> dict[str, float]:
         """Log-odds that a click converts, of each place of the campaigns where one has. `arrived` says of each click
         whether it can bring no more, and the share of conversions that have come by its age."""
+        clicks = {place: [one for one in held.values() if one.click] for place, held in self._held.items()}
+        guarded = {campaign_of(place) for place, some in clicks.items() if any(one.converted for one in some)}
         counts: dict[str, tuple[float, float]] = {}
-        for place, held in self._held.items():
-            clicks = [entry for entry in held.values() if entry.click]
-            if clicks:
-                sold = np.array([entry.converted for entry in clicks], bool)
-                done, share = arrived(clicks)
+        for place, some in clicks.items():
+            if some and campaign_of(place) in guarded:
+                sold = np.array([entry.converted for entry in some], bool)
+                done, share = arrived(some)
                 counts[place] = float(sold.sum()), float(np.where(done | sold, 1.0, share).sum())
-        guarded = {campaign_of(place) for place, (converted, _) in counts.items() if converted}
-        counts = {place: each for place, each in counts.items() if campaign_of(place) in guarded}
         if not counts:
             return {}
         converted, known = np.array(list(counts.values())).T

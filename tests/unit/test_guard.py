@@ -9,6 +9,7 @@ import pytest
 from safetensors.numpy import load, save
 
 from optimizer.errors import StoreError
+from optimizer.learning.arrivals import Arrivals
 from optimizer.learning.critic import Critic, CriticConfig
 from optimizer.learning.features import campaign_name
 from optimizer.learning.view import CriticView
@@ -20,7 +21,7 @@ from optimizer.maths.guard import (
     shared_rates,
     trust_in_texts,
 )
-from optimizer.types import Campaign, RewardWeights
+from optimizer.types import Attribution, Campaign, RewardWeights
 from tests.learning_rig import START_MS, campaign, candidate, outcome
 
 CONFIG = CriticConfig(heads=8, steps=12, spread=1.0)
@@ -321,3 +322,20 @@ def test_a_place_whose_people_buy_more_makes_no_text_look_better_there() -> None
     texts = [TEXTS[0], candidate("Never seen by anybody")]
     for segment in made.segments:
         assert view.worth(view.encode(made, segment, texts)).min() > 0.8
+
+
+def test_a_campaign_whose_clicks_can_never_convert_is_no_trouble() -> None:
+    never = Attribution(click_window_ms=3_600_000, conversion_window_ms=0)
+    made, critic = campaign(), Critic(CONFIG)
+    for at in range(20):
+        told = outcome(
+            f"d{at}", click=True, variant_id=TEXTS[0].variant_id, reward=made.reward, attribution=never, pool_id="p"
+        )
+        assert critic.add(told, made, TEXTS[0].slots)
+    critic.fit()
+    assert guard_of(critic) == {}
+    assert Arrivals(12, 100).share("conversion", 0, np.array([0, 5]), START_MS).tolist() == [1.0, 1.0]
+
+
+def guard_of(critic: Critic) -> dict[str, float]:
+    return critic.view()._references
