@@ -72,9 +72,19 @@ def outcome(
     )
 
 
+FORECASTS = {
+    "clicks_expected": 0.0412,
+    "clicks_seen": 0.0397,
+    "brier": 0.0361,
+    "brier_skill": 0.053,
+    "reliability_curve": "310:0.00380:0.00323;1204:0.00790:0.00831;2950:0.01540:0.01390;3300:0.02890:0.02970;"
+    "1480:0.05600:0.05405;602:0.11200:0.10797;154:0.22000:0.24026",
+}
+
+
 def policy(version: str, kl: float, ts: int, stage: str = "live", budget: float = 8.0) -> PolicyRecord:
     """A policy record with the learner's evidence."""
-    evidence: dict[str, str | int | float | bool | None] = {"by": "learner", "kl": kl, "kl_budget": budget}
+    evidence: dict[str, str | int | float | bool | None] = {"by": "learner", "kl": kl, "kl_budget": budget, **FORECASTS}
     return PolicyRecord(version, "hash", None, "file:", stage, ts, evidence)  # type: ignore[arg-type]
 
 
