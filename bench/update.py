@@ -5,8 +5,8 @@ tokens, taking turns in one run. Printed are medians and ratios. What is counted
 
 - update: score the texts, gradient, clip, optimizer step. Adloop's is `update_policy`, with its divergence over the
   whole vocabulary at every token. A learner's increment has a step towards the critic's favourites before it: it is
-  counted with 128 favourites beside all 256 samples, and as large as a learner takes it by default, 4 pools of 32
-  samples and 128 favourites, 256 texts in all. TRL's is `GRPOTrainer.training_step` on the 256 texts as rollouts and
+  counted with 64 favourites beside all 256 samples, and as large as a learner takes it by default, 4 pools of 32
+  samples and 64 favourites, 192 texts in all. TRL's is `GRPOTrainer.training_step` on the 256 texts as rollouts and
   then the optimizer's step, in one batch, with and without its own divergence estimate (beta).
 - sample: 256 texts from 8 prompts. Adloop's is `LanguagePolicy.sample`, with the exact log-probability of each token;
   the other is `generate` with the same temperature, cuts and ends of text.
@@ -144,8 +144,8 @@ def measure(rounds: int, folder: Path, model: str | None) -> None:
 
     works: dict[str, Callable[[], object]] = {
         "update: adloop, 1 gradient step": lambda: update(one_pass),
-        "update: adloop, an increment (256 samples, 128 favourites)": increment,
-        "update: adloop, a default increment (128 and 128)": lambda: increment(LearnerConfig().pools_per_increment),
+        "update: adloop, an increment (256 samples, 64 favourites)": increment,
+        "update: adloop, a default increment (128 and 64)": lambda: increment(LearnerConfig().pools_per_increment),
         "sample: adloop": lambda: policy.sample(prompts, SAMPLES, DECODE, generator),
     }
     baselines = {"update": "", "sample": "", "both": ""}
@@ -163,7 +163,7 @@ def measure(rounds: int, folder: Path, model: str | None) -> None:
         baselines["update"] = f"update: TRL's GRPO step, beta {BETA}"
         baselines["both"] = f"both: TRL's GRPO step that samples, beta {BETA}"
     times = timed(works, rounds)
-    sampled, updated = times["sample: adloop"], times["update: adloop, an increment (256 samples, 128 favourites)"]
+    sampled, updated = times["sample: adloop"], times["update: adloop, an increment (256 samples, 64 favourites)"]
     times["both: adloop, sample and an increment"] = Times(sampled.wall + updated.wall, sampled.cpu + updated.cpu)
     print(f"{'':<62}{'clock':>9}{'processor':>12}   as fast, by clock and processor")
     for name in sorted(times):

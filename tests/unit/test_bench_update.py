@@ -23,8 +23,8 @@ def test_every_part_is_measured_beside_its_baseline(
         "update: TRL's GRPO step, beta 0",
         "update: TRL's GRPO step, beta 0.04",
         "update: adloop, 1 gradient step",
-        "update: adloop, a default increment (128 and 128)",
-        "update: adloop, an increment (256 samples, 128 favourites)",
+        "update: adloop, a default increment (128 and 64)",
+        "update: adloop, an increment (256 samples, 64 favourites)",
     ]
     assert all(line.rstrip().endswith(" x") for line in lines[2:])
     # A baseline is as fast as itself.

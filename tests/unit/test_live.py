@@ -151,6 +151,7 @@ def test_the_stream_is_shown_partition_by_partition() -> None:
 
 def test_what_the_critic_expected_stands_beside_what_came() -> None:
     board = playing(60)
+    board.on_policy(make_policy("0000008-abc", stage="live"))
     assert "Nothing can be told yet" in get(app(board), "/").text
     told: dict[str, Any] = {
         "clicks_expected": 0.123,
