@@ -72,7 +72,7 @@ def outcome(
     )
 
 
-FORECASTS = {
+FORECASTS: dict[str, str | int | float | bool | None] = {
     "clicks_expected": 0.0412,
     "clicks_seen": 0.0397,
     "brier": 0.0361,
