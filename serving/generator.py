@@ -179,7 +179,7 @@ class Generator:
         """Places whose newest pool is not of the live version or not for the campaign as it stands: those without one
         first, then by the impressions that have come since theirs was written."""
         traffic = {} if self._critic is None else self._critic.traffic
-        now_ms, places = self._clock.now_ms(), max(1, len(self._pools))
+        now_ms, places = self._clock.now_ms(), len(self._pools)
         stale: list[tuple[float, Place, Campaign]] = []
         for campaign in self._campaigns.rows.values():
             if campaign.rules.require_approval:

@@ -181,18 +181,14 @@ class Critic:
     def _write_row(self, *sets: FeatureSet) -> None:
         ids = np.concatenate([features.ids for features in sets])
         families = np.concatenate([features.families for features in sets])
-        new_ids: list[int] = []
-        new_families: list[int] = []
         columns = np.empty(len(ids), np.int64)
         for at, (name, family) in enumerate(zip(ids.tolist(), families.tolist(), strict=True)):
             column = self._columns.get(name)
             if column is None:
                 column = self._columns[name] = len(self._columns)
-                new_ids.append(name)
-                new_families.append(family)
+                self._new_ids.append(name)
+                self._new_families.append(family)
             columns[at] = column
-        self._new_ids += new_ids
-        self._new_families += new_families
         start, end = self._indptr[-1], self._indptr[-1] + len(columns)
         while end > len(self._indices):
             self._indices = np.concatenate([self._indices, np.zeros_like(self._indices)])
@@ -357,7 +353,7 @@ class Critic:
         self._outputs["clicked"].learn_scales(x, np.asarray(mass.mean(axis=1), np.float64))
 
     def _fit_converts(self, x: sparse.csr_matrix, clicked: list[tuple[str, Entry]]) -> None:
-        """The probability that a click converts, beside the campaign's newest clicks; clicks that may still convert
+        """The probability that a click converts, beside the place's newest clicks; clicks that may still convert
         count what is still expected of them."""
         heads = self._outputs["converts"]
         entries = [entry for _, entry in clicked]

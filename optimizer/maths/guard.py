@@ -12,7 +12,7 @@ Floats = NDArray[np.float64]
 POWER = 2.0
 QUANTILE, SLACK = 0.75, 0.9
 PRIOR_TRUST, PRIOR_ALONE = 4.0, -3.0
-CLICKS = 2.0 ** np.arange(8)[:, None]  # what the campaigns' shared prior may count as, in clicks of one of them
+CLICKS = 2.0 ** np.arange(8)[:, None]  # what the places' shared prior may count as, in clicks of one of them
 
 
 def click_worth(converts: Floats, trust: float = 1.0) -> Floats:
@@ -45,7 +45,7 @@ def conversion_evidence(said: Floats, common: Floats, converted: NDArray[np.bool
 
     Args:
       said: c float[n] in (0, 1), predicted probability that a click on this text converts.
-      common: c0 float[n] in (0, 1), the same for any text of its campaign.
+      common: c0 float[n] in (0, 1), the same for any text of its place.
       converted: bool[n], whether it has.
       arrived: F float[n] in [0, 1], share of conversions that have come by the click's age; 1 where none can come.
     """
@@ -66,9 +66,9 @@ def trust_in_texts(own: Floats, together: float = PRIOR_TRUST, alone: float = PR
 
 
 def shared_rates(converted: Floats, known: Floats) -> Floats:
-    """How often each campaign's clicks convert, float64[C]: the posterior's mean under a beta prior that the campaigns
+    """How often each place's clicks convert, float64[C]: the posterior's mean under a beta prior that the places
     share, of their common rate, and as narrow as makes what they show likeliest (empirical Bayes for the beta-binomial:
-    Efron, Hastie 2016, Computer Age Statistical Inference, section 6.1). Campaigns that are alike learn from each
+    Efron, Hastie 2016, Computer Age Statistical Inference, section 6.1). Places that are alike learn from each
     other; one that is not has its own rate.
 
     Args:

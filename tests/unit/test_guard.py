@@ -333,9 +333,5 @@ def test_a_campaign_whose_clicks_can_never_convert_is_no_trouble() -> None:
         )
         assert critic.add(told, made, TEXTS[0].slots)
     critic.fit()
-    assert guard_of(critic) == {}
+    assert critic.view()._references == {}
     assert Arrivals(12, 100).share("conversion", 0, np.array([0, 5]), START_MS).tolist() == [1.0, 1.0]
-
-
-def guard_of(critic: Critic) -> dict[str, float]:
-    return critic.view()._references
