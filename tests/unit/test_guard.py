@@ -21,13 +21,20 @@ from optimizer.maths.guard import (
     shared_rates,
     trust_in_texts,
 )
-from optimizer.types import Attribution, Campaign, RewardWeights
+from optimizer.types import Attribution, Campaign, Candidate, RewardWeights
 from tests.learning_rig import START_MS, campaign, candidate, outcome
 
 CONFIG = CriticConfig(heads=8, steps=12, spread=1.0)
 HONEST, BAIT, POOR = "Run light with Trail Runner 3", "Win a prize today", "Rest warm"
 TEXTS = [candidate(text) for text in (HONEST, BAIT, POOR)]
 DONE = START_MS + 10**7
+
+
+def tell(critic: Critic, made: Campaign, name: str, text: Candidate, click: bool, sold: bool, **fields: object) -> None:
+    """A decision on a text, with what came of it; all windows over, where `fields` do not say otherwise."""
+    defaults: dict[str, object] = {"closed": True, "as_of": DONE, "reward": made.reward, "pool_id": "p"}
+    told = {"variant_id": text.variant_id, **defaults, **fields}
+    assert critic.add(outcome(name, click=click, conversions=int(sold), **told), made, text.slots)  # type: ignore[arg-type]
 
 
 def test_a_click_counts_as_much_as_it_converts_beside_the_better_texts() -> None:
@@ -68,7 +75,7 @@ def test_trust_grows_with_bait_and_goes_where_texts_convert_alike(
     bait_converts: float, low: float, high: float
 ) -> None:
     """1,500 clicks on eight texts, one of which is bait or is not; the others convert at 0.3. Eight seeds gave a trust
-    of 1.0000 with bait, and of 0.006 at most without."""
+    of 1.0000 with bait, and of 0.03 at most without."""
     made, critic, rng = campaign(), Critic(CONFIG), np.random.default_rng(7)
     words = ("light", "dry", "fast", "warm", "calm", "bright", "soft")
     texts = [
@@ -78,17 +85,7 @@ def test_trust_grows_with_bait_and_goes_where_texts_convert_alike(
     for at in range(1_500):
         shown = int(rng.integers(len(texts)))
         sold = rng.random() < (bait_converts if shown == 0 else 0.3)
-        told = outcome(
-            f"d{at}",
-            click=True,
-            conversions=int(sold),
-            closed=True,
-            as_of=DONE,
-            variant_id=texts[shown].variant_id,
-            reward=made.reward,
-            pool_id="p",
-        )
-        assert critic.add(told, made, texts[shown].slots)
+        tell(critic, made, f"d{at}", texts[shown], True, sold)
         if at % 100 == 99:
             critic.fit()
     trust = next(iter(critic._trust.values()))
@@ -115,17 +112,7 @@ def taught(made: Campaign, convert: bool = True, config: CriticConfig = CONFIG, 
         turn = at // 4
         click = turn % 2 == 0 if text is TEXTS[1] else turn % 10 == 0 and text is not TEXTS[2]
         sold = convert and click and text is not TEXTS[1] and turn % 20 == 0
-        shown = outcome(
-            f"d{at}",
-            click=click,
-            conversions=int(sold),
-            closed=closed,
-            as_of=DONE,
-            variant_id=text.variant_id,
-            reward=made.reward,
-            pool_id="p",
-        )
-        critic.add(shown, made, text.slots)
+        tell(critic, made, f"d{at}", text, click, sold, closed=closed)
     for _ in range(4):
         critic.fit()
     return critic
@@ -304,18 +291,8 @@ def test_a_place_whose_people_buy_more_makes_no_text_look_better_there() -> None
     made, critic, rng = campaign(segments=("all", "young")), Critic(CONFIG), np.random.default_rng(3)
     for at in range(800):
         segment = ("all", "young")[at % 2]
-        told = outcome(
-            f"d{at}",
-            click=True,
-            conversions=int(rng.random() < (0.3 if segment == "young" else 0.1)),
-            closed=True,
-            as_of=DONE,
-            variant_id=TEXTS[0].variant_id,
-            reward=made.reward,
-            pool_id="p",
-            context={"segment": segment},
-        )
-        assert critic.add(told, made, TEXTS[0].slots)
+        sold = rng.random() < (0.3 if segment == "young" else 0.1)
+        tell(critic, made, f"d{at}", TEXTS[0], True, sold, context={"segment": segment})
         if at % 100 == 99:
             critic.fit()
     view = critic.view()
