@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,7 +38,7 @@ from optimizer.learning.features import (
 )
 from optimizer.learning.forecasts import Forecasts
 from optimizer.learning.heads import Heads
-from optimizer.learning.reference import ConversionEvidence, RecentClicks
+from optimizer.learning.reference import ConversionEvidence, RecentClicks, References, place_rates, watched
 from optimizer.learning.traffic import Traffic, campaign_of, place_name
 from optimizer.learning.view import OUTPUTS, CriticView, OutputView
 from optimizer.maths.delay import still_to_come
@@ -49,6 +49,7 @@ Floats = NDArray[np.float32]
 logger = logging.getLogger(__name__)
 FORESEEN_AT_ONCE = 100_000  # new decisions of an increment whose predictions are noted
 CONVERTS_PASSES = 3  # clicked rows are few, and bait is to be known before it is everywhere
+LEAST_TEXTS = 8  # clicked texts of which a place's middle is taken
 BESIDE_TEXT, BESIDE_PLACE = 2.0, 0.3  # the first prior scales of what converts, in units of PRIOR_SCALE
 
 
@@ -116,8 +117,11 @@ class Critic:
         self._converting = 0.5
         self._recent_clicks = RecentClicks()
         self._conversion_evidence = ConversionEvidence()
-        self._references: dict[str, float] = {}
-        self._trust: dict[str, float] = {}
+        self._references = References({}, {})
+        self._earlier = References({}, {})
+        self._ever: dict[str, float] = {}
+        self._evidence: dict[str, float] = {}
+        self._yardsticks: dict[str, float] = {}
         self._place_of_row: list[str] = []
         self._offset = float(logit(config.first_rate))
         self._rng = np.random.default_rng([config.seed, 7])
@@ -324,10 +328,11 @@ class Critic:
         if paid:
             self._fit_clicked(x, paid)
         if self.config.guard:
+            self._earlier = self._references
             self._references = self._recent_clicks.rates(self._conversions_arrived)
-            watched = [one for one in unpaid if self._place_of_row[one[1].row] in self._references]
-            if watched:
-                self._fit_converts(x, watched)
+            some = [one for one in unpaid if watched(one[1]) and self._place_of(one[1]) in self._references.places]
+            if some:
+                self._fit_converts(x, some)
         if np.any(unclicked_extra):
             unit = self._unit
             self._outputs["unclicked"].fit(
@@ -356,30 +361,60 @@ class Critic:
         """The probability that a click converts, beside the place's newest clicks; clicks that may still convert
         count what is still expected of them."""
         heads = self._outputs["converts"]
+        clicked.sort(key=lambda one: one[1].click_ts)
         entries = [entry for _, entry in clicked]
         done, arrived = self._conversions_arrived(entries)
         converted = np.array([entry.converted for entry in entries])
         rows, at = np.unique([entry.row for entry in entries], return_inverse=True)
         some = x[rows]
-        offset = np.array([[self._references[self._place_of_row[row]]] for row in rows], np.float32)
+        places = [self._place_of_row[row] for row in rows]
+        offset = np.array([[self._references.places[place]] for place in places], np.float32)
+        names = [name for name, _ in clicked]
+        known = np.where(done, 1.0, arrived)
+        owners = [campaign_of(places[row]) for row in at]
+        said = self._said_of_conversions(some, places, at, owners)
+        self._evidence = self._conversion_evidence.of(names, owners, said, converted, known, self.buffer.entries)
+        self._ever = place_rates(places, at, converted, known)
         expected = expit(self._predict_target("converts", some) + offset)[at]
-        weights = heads.weights()
-        of_place = weights * (heads.families == Family.INTERCEPT)[:, None]
-        said, common = ((some @ part + offset).mean(axis=1, dtype=np.float64)[at] for part in (weights, of_place))
-        names, places = zip(*[(name, self._place_of_row[entry.row]) for name, entry in clicked], strict=True)
-        campaigns = [campaign_of(place) for place in places]
-        fate = converted, np.where(done, 1.0, arrived)
-        self._trust = self._conversion_evidence.trust(names, campaigns, said, common, *fate)
         open_ = ~(done | converted)
         later = np.where(open_[:, None], still_to_come(expected, arrived[:, None]), converted[:, None])
-        weight = np.array([self.buffer.weight(name) for name, _ in clicked])
+        weight = np.array([self.buffer.weight(name) for name in names])
         mass = np.zeros((len(rows), self.config.heads), np.float32)
         total = np.zeros_like(mass)
         np.add.at(mass, at, weight)
         np.add.at(total, at, weight * later.astype(np.float32))
-        heads.fit(some, mass, total, "logistic", CONVERTS_PASSES * self.config.steps, offset)
-        rate = expit(some @ heads.weights() + offset)
+        chosen = self._rows_of_pass(len(rows))
+        share = np.float32(len(rows) / len(chosen))
+        part = some[chosen] if len(chosen) < len(rows) else some
+        passes = CONVERTS_PASSES * self.config.steps
+        heads.fit(part, mass[chosen] * share, total[chosen] * share, "logistic", passes, offset[chosen])
+        beside = some @ heads.weights()
+        rate = expit(beside + offset)
         heads.learn_scales(some, np.asarray((mass * rate * (1 - rate)).mean(axis=1), np.float64))
+        self._yardsticks = _yardsticks(places, beside.mean(axis=1, dtype=np.float64))
+
+    def _said_of_conversions(
+        self, x: sparse.csr_matrix, places: list[str], at: NDArray[np.intp], owners: list[str]
+    ) -> list[NDArray[np.float64]]:
+        """Log-odds of a conversion, float64[n] each, by all that was known before this increment: by the text, for any
+        text of the place, for any of the place at this moment, and by the place's rate since ever. `x` csr[R, F], the
+        `places` of its rows, `at` int[n] each click's row, `owners` its campaign."""
+        heads, earlier = self._outputs["converts"], self._earlier
+        offset = np.array([[earlier.places.get(place, self._references.places[place])] for place in places])
+        weights = heads.weights()
+        of_place = weights * (heads.families == Family.INTERCEPT)[:, None]
+        text, place = ((x @ part + offset).mean(axis=1, dtype=np.float64)[at] for part in (weights, of_place))
+        moment = place + np.array([earlier.moments.get(owner, 0.0) for owner in owners])
+        ever = np.array([self._ever.get(places[row], own) for row, own in zip(at, place, strict=True)])
+        return [text, place, moment, ever]
+
+    def resume(self, evidence: Mapping[str, float]) -> None:
+        """Go on from what an earlier process had found about texts and conversions (`CriticView.evidence`)."""
+        self._conversion_evidence.resume(evidence)
+        self._evidence = dict(evidence)
+
+    def _place_of(self, entry: Entry) -> str:
+        return self._place_of_row[entry.row]
 
     def _conversions_arrived(self, clicked: list[Entry]) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
         return self._arrivals.conversions(clicked, self._now_ms)
@@ -417,12 +452,26 @@ class Critic:
                 weights = _narrowed(heads.weights()[order], self.config.spread)
                 scale = heads.scale * np.float32(self.config.spread)
                 outputs[name] = OutputView(weights * unit, scale * unit, heads.salt, offset)
-        references = self._references if "converts" in outputs else {}
-        return CriticView(ids[order], outputs, references, self._traffic.shares(), self._trust if references else {})
+        guarded = "converts" in outputs and bool(self._references.places)
+        figures = {"traffic": self._traffic.shares(), "evidence": self._evidence}
+        if guarded:
+            figures |= {"guard": self._references.places, "yardstick": self._yardsticks}
+        return CriticView(ids[order], outputs, figures)
 
 
 def _segment(campaign: Campaign, context: Mapping[str, Scalar]) -> str:
     return str(context.get("segment", campaign.segments[0]))
+
+
+def _yardsticks(places: Sequence[str], beside: NDArray[np.float64]) -> dict[str, float]:
+    """The middle of what a place's clicked texts convert at, each counted once, in log-odds beside the place's newest
+    clicks; by place where it has LEAST_TEXTS of them, by campaign for the others. `beside` float64[R], of a text of each
+    of the `places`."""
+    of = np.array(places)
+    owners = np.array([campaign_of(place) for place in places])
+    found = {str(owner): float(np.median(beside[owners == owner])) for owner in np.unique(owners)}
+    names, counts = np.unique(of, return_counts=True)
+    return found | {str(name): float(np.median(beside[of == name])) for name in names[counts >= LEAST_TEXTS]}
 
 
 def _narrowed(weights: Floats, spread: float) -> Floats:

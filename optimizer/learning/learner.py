@@ -239,6 +239,8 @@ class Learner:
         if not restarted:
             # Somebody has decided on it: what its predecessor did is no longer held against it.
             self.sentinel.forgive()
+        elif self._head is not None:
+            self._resume_evidence(self._head)
         if self.trainer is None or self._head is None:
             return
         self.trainer.policy.version = self._head
@@ -248,6 +250,14 @@ class Learner:
             while name in rows and (parent := rows[name].parent) is not None and len(ancestors) < MOST_ANCESTORS:
                 ancestors.append(name := parent)
             self.trainer.restore(self._state_file, ancestors)
+
+    def _resume_evidence(self, version: str) -> None:
+        """Texts and conversions: what the process before had found. The clicks are read again, but not what was said
+        of each before it was learnt from."""
+        try:
+            self.critic.resume(CriticView.from_bytes(self._store.critic_bytes(version), version).evidence)
+        except StoreError as error:
+            logger.warning("%s; whether texts differ in what they convert at is learnt anew", error)
 
     def _load_live(self) -> bool:
         """Take over the live version's weights. Where its files are damaged the version in use stays (False), after a

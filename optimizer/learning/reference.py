@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,10 +12,23 @@ from scipy.special import expit, logit
 
 from optimizer.learning.buffer import Entry
 from optimizer.learning.traffic import campaign_of
-from optimizer.maths.guard import conversion_evidence, shared_rates, trust_in_texts
+from optimizer.maths.guard import conversion_evidence, conversion_logs, shared_rates
 
 RECENT_CLICKS = 200
+MOMENT_CLICKS = 40
+MOMENT_PRIOR = 1.0  # conversions' worth of belief that now is as ever
+RATES = 1e-3, 1.0 - 1e-3
 Arrived = Callable[[list[Entry]], tuple[NDArray[np.bool_], NDArray[np.float64]]]
+Floats = NDArray[np.float64]
+
+
+class References(NamedTuple):
+    """`places`: log-odds that a click converts, by place; by the campaign's name for its places that have no click.
+    `moments`: of each campaign, the log of what its newest MOMENT_CLICKS convert at over what their places would
+    say."""
+
+    places: dict[str, float]
+    moments: dict[str, float]
 
 
 class RecentClicks:
@@ -29,64 +43,126 @@ class RecentClicks:
 
     def __init__(self) -> None:
         self._held: dict[str, OrderedDict[str, Entry]] = {}
+        self._selling: set[str] = set()
 
     def note(self, place: str, name: str, before: Entry | None, after: Entry) -> None:
         """Take in a decision's revision: as it stood before, None where it is new, and as it stands now.
 
         A click enters once, when it becomes one: if those that are no longer held came back with a late conversion, the
-        rate would be that of clicks that convert."""
+        rate would be that of clicks that convert. A campaign that has once sold is guarded from then on: where bait has
+        all of the newest clicks, none of them need have converted."""
+        if not watched(after):
+            return
+        if after.click and after.converted:
+            self._selling.add(campaign_of(place))
         held = self._held.setdefault(place, OrderedDict())
-        new = after.click and not after.pays_later and not (before and before.click)
+        new = after.click and not (before and before.click)
         if name in held or new:
             held[name] = after
             if len(held) > RECENT_CLICKS:
                 held.popitem(last=False)
 
-    def rates(self, arrived: Arrived) -> dict[str, float]:
-        """Log-odds that a click converts, of each place of the campaigns where one has. `arrived` says of each click
-        whether it can bring no more, and the share of conversions that have come by its age."""
-        clicks = {place: [one for one in held.values() if one.click] for place, held in self._held.items()}
-        guarded = {campaign_of(place) for place, some in clicks.items() if any(one.converted for one in some)}
-        counts: dict[str, tuple[float, float]] = {}
-        for place, some in clicks.items():
-            if some and campaign_of(place) in guarded:
-                sold = np.array([entry.converted for entry in some], bool)
-                done, share = arrived(some)
-                counts[place] = float(sold.sum()), float(np.where(done | sold, 1.0, share).sum())
-        if not counts:
-            return {}
-        converted, known = np.array(list(counts.values())).T
-        return dict(zip(counts, logit(np.clip(shared_rates(converted, known), 1e-3, 1 - 1e-3)).tolist(), strict=True))
+    def rates(self, arrived: Arrived) -> References:
+        """Of the campaigns that have ever sold. `arrived` says of each click whether it can bring no more, and the share
+        of conversions that have come by its age."""
+        names, clicks = [], []
+        for place, held in self._held.items():
+            some = [one for one in held.values() if one.click]
+            if some and campaign_of(place) in self._selling:
+                names.append(place)
+                clicks.append(some)
+        if not names:
+            return References({}, {})
+        every = [one for some in clicks for one in some]
+        at = np.repeat(np.arange(len(names)), [len(some) for some in clicks])
+        sold = np.array([one.converted for one in every], bool)
+        done, share = arrived(every)
+        known = np.where(done, 1.0, share)
+        places = place_rates(names, at, sold, known)
+        rates = expit(np.array(list(places.values())))
+        of = np.bincount(at, weights=known, minlength=len(names))
+        owners = np.array([campaign_of(name) for name in names])
+        when = np.array([one.click_ts for one in every], np.int64)
+        moments = {}
+        for owner in dict.fromkeys(owners.tolist()):
+            own = np.flatnonzero(owners == owner)
+            places[owner] = float(logit(np.average(rates[own], weights=of[own] + 1.0)))
+            newest = np.flatnonzero(owners[at] == owner)
+            newest = newest[np.argsort(when[newest], kind="stable")[-MOMENT_CLICKS:]]
+            expected = float((rates[at[newest]] * known[newest]).sum())
+            moments[owner] = float(np.log((sold[newest].sum() + MOMENT_PRIOR) / (expected + MOMENT_PRIOR)))
+        return References(places, moments)
+
+
+def place_rates(
+    places: Sequence[str], at: NDArray[np.intp], converted: NDArray[np.bool_], known: Floats
+) -> dict[str, float]:
+    """Log-odds that a click converts, by place: conversions over the share of them that can have come, since what is
+    still to come is not a click without.
+
+    Args:
+      places: R names, in which a place may come more than once.
+      at: int[n], each click's index into them; `converted` bool[n]; `known` float64[n], the share of conversions that
+        have come by its age, 1 where none can come.
+    """
+    names, which = np.unique(np.array(places), return_inverse=True)
+    of = which[at]
+    sold = np.bincount(of, weights=converted, minlength=len(names))
+    told = np.maximum(np.bincount(of, weights=known, minlength=len(names)), sold)
+    rates = logit(np.clip(shared_rates(sold, told), *RATES))
+    found = dict(zip(names.tolist(), rates.tolist(), strict=True))
+    return {place: found[place] for place in places}
+
+
+def watched(entry: Entry) -> bool:
+    """Whether what a click on it converts at says something of the text: nobody pays for it, and it can convert."""
+    return not entry.pays_later and entry.conversion_window_ms > 0
 
 
 class ConversionEvidence:
     """Whether what a text says matters for conversions, campaign by campaign: what was said of each click before it was
-    learnt from, beside what has become of it. It begins anew after a restart."""
+    learnt from, beside what has become of it."""
 
     def __init__(self) -> None:
-        self._said: dict[str, tuple[float, float]] = {}
+        self._said: dict[str, tuple[float, ...]] = {}
+        self._before: dict[str, float] = {}
 
-    def trust(
+    def resume(self, before: Mapping[str, float]) -> None:
+        """Go on from the evidence that an earlier process had, nats by campaign: of the clicks that it has seen nobody
+        knows any more what was said of them."""
+        self._before = dict(before)
+
+    def of(
         self,
         names: Sequence[str],
         campaigns: Sequence[str],
-        said: NDArray[np.float64],
-        common: NDArray[np.float64],
+        said: Sequence[Floats],
         converted: NDArray[np.bool_],
-        arrived: NDArray[np.float64],
+        arrived: Floats,
+        held: Mapping[str, object],
     ) -> dict[str, float]:
-        """Each campaign's trust (maths/guard.py), from all clicks that are held.
+        """Each campaign's evidence in nats (maths/guard.py), from all clicks that are held.
 
         Args:
-          names, campaigns: of n clicks, the decisions and their campaigns.
-          said, common: float64[n], log-odds of a conversion by the text, and for any text of the place, as they are
-            now; taken of clicks that are new.
-          converted, arrived: as for `conversion_evidence`.
+          names, campaigns: of n clicks, the oldest first, the decisions and their campaigns.
+          said: by the text, then by explanations that know nothing of it; float64[n] each, log-odds of a conversion as
+            they are now; taken of clicks that are new.
+          converted, arrived: as for `conversion_logs`.
+          held: names of all decisions that may come again.
         """
-        now = zip(said.tolist(), common.tolist(), strict=True)
-        self._said = {name: self._said.get(name, each) for name, each in zip(names, now, strict=True)}
-        before = expit(np.array([self._said[name] for name in names], np.float64))
-        nats = conversion_evidence(before[:, 0], before[:, 1], converted, arrived)
-        own, at = np.unique(campaigns, return_inverse=True)
-        sums = np.bincount(at, weights=nats, minlength=len(own)).astype(np.float64)
-        return dict(zip(own.tolist(), trust_in_texts(sums).tolist(), strict=True))
+        for name, now in zip(names, np.column_stack(said).tolist(), strict=True):
+            self._said.setdefault(name, tuple(now))
+        if len(self._said) > 2 * len(held) + 1:
+            self._said = {name: each for name, each in self._said.items() if name in held}
+        told = np.array([self._said[name] for name in names], np.float64).reshape(len(names), len(said))
+        before = np.clip(expit(told.T), 1e-6, 1.0 - 1e-6)
+        logs = np.stack([conversion_logs(one, converted, arrived) for one in before])
+        owners = np.array(campaigns)
+        found = dict(self._before)
+        for owner in dict.fromkeys(campaigns):
+            # What came before stands ahead of all that is held, as one more click's evidence.
+            first = np.zeros((len(said), 1))
+            first[0] = self._before.get(owner, 0.0)
+            own = np.concatenate([first, logs[:, owners == owner]], axis=1)
+            found[owner] = conversion_evidence(own[0], own[1:])
+        return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -26,13 +27,14 @@ from optimizer.learning.features import (
     encoded,
 )
 from optimizer.learning.heads import prior_draws
-from optimizer.learning.traffic import place_name
-from optimizer.maths.guard import click_worth
+from optimizer.learning.traffic import campaign_of, place_name
+from optimizer.maths.guard import click_worth, trust_in_texts
 from optimizer.types import Campaign, Candidate, RewardWeights, Scalar
 
 Floats = NDArray[np.float32]
 CONTEXTS_KEPT = 256
-FIGURES = {"guard": "rates", "traffic": "shares", "trust": "shares"}  # figures by name, and what they are called
+# Figures by name, and what they are called.
+FIGURES = {"guard": "rates", "traffic": "shares", "evidence": "nats", "yardstick": "beside"}
 OUTPUTS = ("click", "clicked", "unclicked", "converts")
 
 
@@ -72,18 +74,20 @@ class CriticView:
         self,
         ids: NDArray[np.uint64],
         outputs: dict[str, OutputView],
-        references: Mapping[str, float] | None = None,
-        traffic: Mapping[str, float] | None = None,
-        trust: Mapping[str, float] | None = None,
+        figures: Mapping[str, Mapping[str, float]] | None = None,
     ) -> None:
-        """`ids` uint64[F], ascending. `references`: of the guarded places, what one of their newest clicks converts
-        at, in log-odds (reference.py). `traffic`: each place's share of the newest decisions (traffic.py). `trust`: of
-        the guarded campaigns, the probability that what a text says matters for conversions (maths/guard.py)."""
+        """`ids` uint64[F], ascending. `figures`, of FIGURES, each by name: `guard`, of the guarded places what one of
+        their newest clicks converts at, in log-odds (reference.py), of a campaign what holds for its places without
+        clicks; `traffic`, each place's share of the newest decisions (traffic.py); `evidence`, of each campaign, nats
+        for what a text says to matter for conversions (maths/guard.py); `yardstick`, the middle of what a place's or
+        campaign's clicked texts convert at, in log-odds beside its newest clicks."""
+        told = figures or {}
         self._ids = ids
         self._outputs = outputs
-        self._references = dict(references or {})
-        self.traffic = dict(traffic or {})
-        self._trust = dict(trust or {})
+        self._references, self._yardsticks = dict(told.get("guard", {})), dict(told.get("yardstick", {}))
+        self.traffic = dict(told.get("traffic", {}))
+        self.evidence = dict(told.get("evidence", {}))
+        self.trust = _trust(self.evidence, self._references)
         self.heads = outputs["click"].weights.shape[1]
         self._bytes = save(self._tensors())
         self.version = "c-" + hashlib.sha256(self._bytes).hexdigest()[:16]
@@ -94,7 +98,8 @@ class CriticView:
             tensors[f"{name}.weights"] = np.ascontiguousarray(output.weights)
             tensors[f"{name}.scale"] = np.ascontiguousarray(output.scale)
             tensors[f"{name}.prior"] = np.array([output.salt, output.offset], np.float64)
-        for name, figures in (("guard", self._references), ("traffic", self.traffic), ("trust", self._trust)):
+        told = (self._references, self.traffic, self.evidence, self._yardsticks)
+        for name, figures in zip(FIGURES, told, strict=True):
             if figures:
                 names = b"\0".join(key.encode() for key in figures)
                 tensors[f"{name}.names"] = np.frombuffer(names, np.uint8)
@@ -142,7 +147,7 @@ class CriticView:
         for name in names:
             salt, offset = tensors[f"{name}.prior"].tolist()
             outputs[name] = OutputView(tensors[f"{name}.weights"], tensors[f"{name}.scale"], int(salt), offset)
-        return cls(ids, outputs, *(_figures(tensors, name, source) for name in FIGURES))
+        return cls(ids, outputs, {name: _figures(tensors, name, source) for name in FIGURES})
 
     def encode(self, campaign: Campaign, segment: str, texts: Sequence[Candidate]) -> PoolFeatures:
         """Take a pool's texts apart and score them without a context; once a pool and critic."""
@@ -162,11 +167,13 @@ class CriticView:
         """What a click on each text counts beside the others, float64[n]; None where more than clicks is paid for, or
         no conversion has come back. In the middle of the heads' log-odds: that a text may convert better than it has is
         not tried out, and what little is known of a text does not raise it, as the mean of probabilities would."""
-        reference = self._references.get(place_name(campaign, segment))
+        place, name = place_name(campaign, segment), campaign_name(campaign)
+        reference = self._references.get(place, self._references.get(name))
         if reference is None or "converts" not in base:
             return None
         converts = expit(np.asarray(base["converts"], np.float64).mean(axis=1) + reference)
-        return click_worth(converts, self._trust.get(campaign_name(campaign), 1.0))
+        beside = self._yardsticks.get(place, self._yardsticks.get(name, -math.inf))
+        return click_worth(converts, self.trust[name], float(expit(reference + beside)))
 
     def _probability(self, name: str, predicted: Floats) -> NDArray[np.float64]:
         return np.asarray(expit(np.asarray(predicted, np.float64) + self._outputs[name].offset), np.float64)
@@ -235,6 +242,15 @@ class CriticView:
             draws = prior_draws(names, self.heads, output.salt) * output.scale[families[~met][first]][:, None]
             sums += _summed(which, ~met, lengths, draws)
         return sums
+
+
+def _trust(evidence: Mapping[str, float], references: Mapping[str, float]) -> dict[str, float]:
+    """The trust of each guarded campaign, by its own evidence and its tenant's."""
+    names = sorted({*evidence, *map(campaign_of, references)})
+    if not names:
+        return {}
+    tenants = np.unique([name.split("/", 1)[0] for name in names], return_inverse=True)[1]
+    return dict(zip(names, trust_in_texts(np.array([evidence.get(n, 0.0) for n in names]), tenants).tolist(), strict=True))
 
 
 def _summed(at: NDArray[np.intp], chosen: NDArray[np.bool_], lengths: NDArray[np.intp], weights: Floats) -> Floats:

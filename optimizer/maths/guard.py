@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import betaln, expit
+from scipy.special import betaln, expit, logsumexp
 
 Floats = NDArray[np.float64]
 
 
 POWER = 2.0
 QUANTILE, SLACK = 0.75, 0.9
-PRIOR_TRUST, PRIOR_ALONE = 4.0, -3.0
+PRIOR_TRUST = 4.0  # log-odds that texts differ, before any evidence: a guard that waits for proof comes after the bait
+LEAST_OWN, LEAST_OTHERS, MOST_OTHERS = -8.0, -4.0, 2.0  # nats
 CLICKS = 2.0 ** np.arange(8)[:, None]  # what the places' shared prior may count as, in clicks of one of them
 
 
-def click_worth(converts: Floats, trust: float = 1.0) -> Floats:
-    """min(1, c / c0) ** (POWER trust), float64[n], where c0 is SLACK of the QUANTILE of the texts' c: with full trust a
-    click counts whole where it converts nearly as often as on the better quarter of the texts, a quarter where it
-    converts half as often as that. It never counts more: what is not paid for is no aim of its own.
+def click_worth(converts: Floats, trust: float = 1.0, usual: float = 0.0) -> Floats:
+    """min(1, c / c0) ** (POWER trust), float64[n], where c0 is SLACK of the QUANTILE of the texts' c, or of `usual` where
+    that is more: with full trust a click counts whole where it converts nearly as often as on the better quarter of the
+    texts, a quarter where it converts half as often as that. It never counts more: what is not paid for is no aim of
+    its own.
 
     Beside the other texts, and not beside the controls: those get few clicks, and a text's c is learnt with theirs, so
     that all are too high or too low together. By click and not by impression: text that draws nine times the clicks
@@ -30,39 +32,61 @@ def click_worth(converts: Floats, trust: float = 1.0) -> Floats:
     Args:
       converts: c float[n] > 0, probability that a click on each text converts.
       trust: probability that what a text says matters for conversions at all (`trust_in_texts`).
+      usual: what the texts that have been clicked there convert at in their middle, 0 where that is not known: bait that
+        fills a pool must not become its own measure.
     """
     c = np.asarray(converts, np.float64)
     if not (c > 0).all():
         raise ValueError(f"converts: got {c.min()}, expected probabilities > 0")
-    return np.minimum(1.0, c / (SLACK * np.quantile(c, QUANTILE))) ** (POWER * trust) if c.size else c
+    if not c.size:
+        return c
+    return np.minimum(1.0, c / (SLACK * max(float(np.quantile(c, QUANTILE)), usual))) ** (POWER * trust)
 
 
-def conversion_evidence(said: Floats, common: Floats, converted: NDArray[np.bool_], arrived: Floats) -> Floats:
-    """Log of how much likelier each click's fate so far is where texts differ in what they convert at than where they
-    do not, nats float64[n]. What was said before the click was learnt from makes the sum over clicks a prequential
-    likelihood ratio (Dawid 1984, Journal of the Royal Statistical Society A 147, 278-292): differences that are chance
-    cost it what they promise, without a penalty for the number of features.
+def conversion_logs(said: Floats, converted: NDArray[np.bool_], arrived: Floats) -> Floats:
+    """Log of how likely each click's fate so far is, nats float64[n].
 
     Args:
-      said: c float[n] in (0, 1), predicted probability that a click on this text converts.
-      common: c0 float[n] in (0, 1), the same for any text of its place.
+      said: c float[n] in (0, 1), predicted probability that the click converts.
       converted: bool[n], whether it has.
       arrived: F float[n] in [0, 1], share of conversions that have come by the click's age; 1 where none can come.
     """
-    return np.asarray(
-        np.where(converted, np.log(said / common), np.log1p(-said * arrived) - np.log1p(-common * arrived)), np.float64
-    )
+    return np.asarray(np.where(converted, np.log(said), np.log1p(-said * arrived)), np.float64)
 
 
-def trust_in_texts(own: Floats, together: float = PRIOR_TRUST, alone: float = PRIOR_ALONE) -> Floats:
+def conversion_evidence(by_text: Floats, others: Floats) -> float:
+    """How much likelier a campaign's clicks fared as they did if texts differ in what they convert at, nats, at least
+    LEAST_OWN.
+
+    What was said of a click before it was learnt from makes the sums prequential likelihoods (Dawid 1984, Journal of
+    the Royal Statistical Society A 147, 278-292): differences that are chance cost what they promise, without a
+    penalty for the number of features. Against the texts stand explanations without them, alike likely at first: a
+    mixture, so that neither time (sales, weekends) nor a place's own rate is taken for text. And the evidence never
+    falls under its floor, as in a cumulative sum test (Page 1954, Biometrika 41, 100-115): however long nothing was
+    wrong, bait that comes later has as far to go.
+
+    Args:
+      by_text: float64[n], `conversion_logs` of its clicks, the oldest first.
+      others: float64[m, n], the same by m explanations that know nothing of the text.
+    """
+    if not len(by_text):
+        return 0.0
+    null = logsumexp(np.cumsum(others, axis=1), axis=0) - np.log(len(others))
+    moved = np.cumsum(by_text) - null
+    return float(moved[-1] + max(0.0, float((LEAST_OWN - moved).max())))
+
+
+def trust_in_texts(own: Floats, tenants: NDArray[np.intp]) -> Floats:
     """Probability that texts differ in what they convert at, float64[C], of campaigns with the evidence `own` float[C]
-    (nats): the larger of that by the evidence of all, since features are shared, and that by the campaign's own.
+    (nats): posterior log-odds of PRIOR_TRUST, the campaign's own evidence, and that of its tenant's others.
 
-    `together`, `alone`: log-odds before any evidence that texts differ in all campaigns, and in this one but not in
-    all. The first is high: a guard that waits for proof would come after the bait. The second is low: of many
-    campaigns in which texts convert alike some look otherwise by chance."""
+    What others' clicks say counts within bounds, LEAST_OTHERS to MOST_OTHERS: that texts are alike in many
+    campaigns makes it likelier here and does not outweigh this one's own bait, nor does another's bait outweigh its
+    own peace. `tenants` int[C]: equal numbers belong together."""
     evidence = np.asarray(own, np.float64)
-    return np.asarray(np.maximum(expit(together + evidence.sum()), expit(alone + evidence)), np.float64)
+    sums = np.bincount(tenants, weights=evidence) if len(evidence) else np.zeros(0)
+    others = np.clip(sums[tenants] - evidence, LEAST_OTHERS, MOST_OTHERS)
+    return np.asarray(expit(PRIOR_TRUST + evidence + others), np.float64)
 
 
 def shared_rates(converted: Floats, known: Floats) -> Floats:

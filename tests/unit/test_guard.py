@@ -14,10 +14,13 @@ from optimizer.learning.critic import Critic, CriticConfig
 from optimizer.learning.features import campaign_name
 from optimizer.learning.view import CriticView
 from optimizer.maths.guard import (
-    PRIOR_ALONE,
+    LEAST_OTHERS,
+    LEAST_OWN,
+    MOST_OTHERS,
     PRIOR_TRUST,
     click_worth,
     conversion_evidence,
+    conversion_logs,
     shared_rates,
     trust_in_texts,
 )
@@ -54,20 +57,47 @@ def test_without_trust_every_click_counts_whole() -> None:
     assert click_worth(rates, 0.5)[1] == pytest.approx(click_worth(rates)[1] ** 0.5)
 
 
-def test_evidence_is_the_log_likelihood_ratio_of_what_has_come_so_far() -> None:
-    said, common = np.array([0.4, 0.4, 0.1]), np.array([0.2, 0.2, 0.2])
-    converted, arrived = np.array([True, False, False]), np.array([0.5, 1.0, 0.25])
-    nats = conversion_evidence(said, common, converted, arrived)
-    np.testing.assert_allclose(nats, np.log([0.4 / 0.2, 0.6 / 0.8, (1 - 0.1 * 0.25) / (1 - 0.2 * 0.25)]))
+def test_bait_that_fills_the_pool_is_measured_by_what_was_clicked_before() -> None:
+    rates = np.array([0.01] * 9 + [0.3])
+    assert click_worth(rates)[0] == 1
+    assert click_worth(rates, usual=0.3)[0] < 0.01
+    assert click_worth(rates, usual=0.3)[-1] == 1
+
+
+def test_the_logs_are_of_what_has_come_so_far() -> None:
+    said, arrived = np.array([0.4, 0.4, 0.1]), np.array([0.5, 1.0, 0.25])
+    logs = conversion_logs(said, np.array([True, False, False]), arrived)
+    np.testing.assert_allclose(logs, np.log([0.4, 0.6, 1 - 0.1 * 0.25]))
     # Of a click of which nothing can be known yet nothing is told.
-    assert conversion_evidence(said, common, np.zeros(3, bool), np.zeros(3)).tolist() == [0, 0, 0]
+    assert conversion_logs(said, np.zeros(3, bool), np.zeros(3)).tolist() == [0, 0, 0]
 
 
-def test_trust_is_the_posterior_by_the_evidence_of_all_or_by_a_campaigns_own() -> None:
-    assert trust_in_texts(np.zeros(1))[0] == pytest.approx(1 / (1 + np.exp(-PRIOR_TRUST)))
-    bait, quiet = trust_in_texts(np.array([8.0, -20.0]))
-    assert bait == pytest.approx(1 / (1 + np.exp(-PRIOR_ALONE - 8.0)))
-    assert quiet == pytest.approx(1 / (1 + np.exp(12.0 - PRIOR_TRUST)))
+def test_evidence_is_held_against_what_knows_nothing_of_texts_and_has_a_floor() -> None:
+    text, place, moment = np.log([[0.5, 0.4], [0.2, 0.1], [0.4, 0.4]])
+    mixed = np.log((0.2 * 0.1 + 0.4 * 0.4) / 2)
+    assert conversion_evidence(text, np.stack([place, moment])) == pytest.approx(np.log(0.5 * 0.4) - mixed)
+    assert conversion_evidence(text, place[None]) == pytest.approx(np.log(0.5 * 0.4) - np.log(0.2 * 0.1))
+    quiet, bait = np.full(400, -0.1), np.full(60, 0.1)
+    assert conversion_evidence(quiet, np.zeros((2, 400))) == pytest.approx(LEAST_OWN)
+    # However long nothing was wrong, what comes then counts in full.
+    later = conversion_evidence(np.concatenate([quiet, bait]), np.zeros((2, 460)))
+    assert later == pytest.approx(LEAST_OWN + 6.0)
+    assert conversion_evidence(np.zeros(0), np.zeros((2, 0))) == 0.0
+
+
+def log_odds(p: float) -> float:
+    return float(np.log(p / (1 - p)))
+
+
+def test_trust_is_a_campaigns_own_evidence_and_a_bounded_part_of_its_tenants() -> None:
+    assert log_odds(trust_in_texts(np.zeros(1), np.array([0]))[0]) == pytest.approx(PRIOR_TRUST)
+    bait, quiet, other = trust_in_texts(np.array([40.0, -4.0, -3.0]), np.array([0, 0, 1]))
+    assert log_odds(quiet) == pytest.approx(PRIOR_TRUST - 4.0 + MOST_OTHERS)
+    assert bait > 1 - 1e-9
+    assert log_odds(other) == pytest.approx(PRIOR_TRUST - 3.0)
+    many = trust_in_texts(np.array([0.0, *[-4.0] * 9]), np.zeros(10, np.intp))
+    assert log_odds(many[0]) == pytest.approx(PRIOR_TRUST + LEAST_OTHERS)
+    assert trust_in_texts(np.zeros(0), np.zeros(0, np.intp)).tolist() == []
 
 
 @pytest.mark.parametrize(("bait_converts", "low", "high"), [(0.0, 0.99, 1.0), (0.3, 0.0, 0.1)])
@@ -88,12 +118,120 @@ def test_trust_grows_with_bait_and_goes_where_texts_convert_alike(
         tell(critic, made, f"d{at}", texts[shown], True, sold)
         if at % 100 == 99:
             critic.fit()
-    trust = next(iter(critic._trust.values()))
-    assert low <= trust <= high
-    copy = CriticView.from_bytes(critic.view().to_bytes(), "copy")
-    assert copy._trust == {campaign_name(made): trust}
+    view = critic.view()
+    assert low <= view.trust[campaign_name(made)] <= high
+    copy = CriticView.from_bytes(view.to_bytes(), "copy")
+    assert copy.trust == view.trust
     worth = copy.worth(copy.encode(made, "all", texts))
     assert (worth[0] < 0.2) == (bait_converts == 0.0)
+
+
+QUIET = [candidate(f"Run {one} and {two}") for one, two in (("light", "soft"), ("dry", "bright"), ("fast", "calm"))]
+
+
+def lived(critic: Critic, made: Campaign, clicks: int, bait: float, seed: int, **fields: object) -> None:
+    """`clicks` clicks, a share `bait` of them on the bait, which never converts; the other texts do at 0.2. A fit for
+    every 50."""
+    rng = np.random.default_rng(seed)
+    for at in range(clicks):
+        baited = rng.random() < bait
+        text = TEXTS[1] if baited else QUIET[int(rng.integers(len(QUIET)))]
+        tell(critic, made, f"{made.campaign_id}-{seed}-{at}", text, True, not baited and rng.random() < 0.2, **fields)
+        if at % 50 == 49:
+            critic.fit()
+
+
+def counts(critic: Critic, made: Campaign, texts: list[Candidate]) -> np.ndarray:
+    view = critic.view()
+    return np.asarray(view.worth(view.encode(made, "all", texts)))
+
+
+def test_bait_that_has_all_of_the_newest_clicks_is_bait_still() -> None:
+    made, critic = campaign(), Critic(CONFIG)
+    lived(critic, made, 200, 0.2, 1)
+    lived(critic, made, 300, 1.0, 2)
+    worth = counts(critic, made, [TEXTS[1], *QUIET])
+    assert worth[0] < 0.1
+    # A pool of nothing else does not make it the measure.
+    assert counts(critic, made, [TEXTS[1], TEXTS[1]])[0] < 0.5
+
+
+def test_bait_that_comes_after_a_long_quiet_time_is_found_out() -> None:
+    made, critic = campaign(), Critic(CONFIG)
+    lived(critic, made, 2_000, 0.0, 3)
+    assert critic.view().trust[campaign_name(made)] < 0.2
+    lived(critic, made, 300, 0.7, 4)
+    assert counts(critic, made, [TEXTS[1], *QUIET])[0] < 0.3
+
+
+def test_a_campaign_is_trusted_by_its_own_clicks_and_beside_a_baited_one() -> None:
+    baited, quiet, critic = campaign("baited"), campaign("quiet"), Critic(CONFIG)
+    lived(critic, baited, 600, 0.4, 5)
+    lived(critic, quiet, 1_500, 0.0, 6)
+    trust = critic.view().trust
+    assert trust[campaign_name(baited)] > 0.99
+    assert trust[campaign_name(quiet)] < 0.9
+    assert critic._evidence[campaign_name(baited)] > 10
+    assert critic._evidence[campaign_name(quiet)] < 0
+
+
+def test_clicks_of_which_nothing_can_be_known_yet_are_no_evidence() -> None:
+    """Windows are open and no time has passed: what has not converted may still."""
+    made, critic = campaign(), Critic(CONFIG)
+    for at in range(300):
+        tell(critic, made, f"d{at}", TEXTS[at % 2], True, at % 4 == 0, closed=False, as_of=START_MS + 1_000)
+        if at % 50 == 49:
+            critic.fit()
+    open_ = critic._evidence[campaign_name(made)]
+    made, critic = campaign(), Critic(CONFIG)
+    for at in range(300):
+        tell(critic, made, f"d{at}", TEXTS[at % 2], True, at % 4 == 0)
+        if at % 50 == 49:
+            critic.fit()
+    assert open_ < critic._evidence[campaign_name(made)] - 5
+
+
+def test_evidence_is_taken_up_after_a_restart() -> None:
+    """The clicks are read again by heads that know nothing yet: of them nothing is told a second time."""
+    made, critic = campaign(), Critic(CONFIG)
+    lived(critic, made, 1_000, 0.0, 7)
+    view = critic.view()
+    again = Critic(CONFIG)
+    again.resume(view.evidence)
+    rng = np.random.default_rng(7)
+    for at in range(1_000):
+        rng.random()
+        text = QUIET[int(rng.integers(len(QUIET)))]
+        tell(again, made, f"{made.campaign_id}-7-{at}", text, True, rng.random() < 0.2)
+    again.fit()
+    assert again.view().trust == pytest.approx(view.trust)
+
+
+def test_clicks_that_can_not_convert_any_more_say_nothing_of_their_text() -> None:
+    made, critic = campaign(), Critic(CONFIG)
+    lived(critic, made, 300, 0.0, 8)
+    before = counts(critic, made, [TEXTS[1], *QUIET])
+    never = Attribution(click_window_ms=3_600_000, conversion_window_ms=0)
+    lived(critic, made, 100, 1.0, 9, attribution=never)
+    np.testing.assert_allclose(counts(critic, made, [TEXTS[1], *QUIET]), before, atol=0.15)
+
+
+def test_a_segment_without_clicks_has_the_campaigns_measure() -> None:
+    made, critic = campaign(segments=("all", "young")), Critic(CONFIG)
+    lived(critic, made, 500, 0.4, 10, context={"segment": "all"})
+    view = critic.view()
+    assert view.worth(view.encode(made, "young", [TEXTS[1], *QUIET]))[0] < 0.3
+
+
+def test_a_sale_makes_no_bait_of_texts_that_are_shown_throughout() -> None:
+    """In turn a sale and none, every 240 clicks; all texts convert alike at any moment."""
+    made, critic, rng = campaign(), Critic(CONFIG), np.random.default_rng(1)
+    for at in range(960):
+        sold = rng.random() < (0.3, 0.1)[at // 240 % 2]
+        tell(critic, made, f"d{at}", POOL[int(rng.integers(10))], True, sold)
+        if at % 40 == 39:
+            critic.fit()
+    assert counts(critic, made, POOL[:10]).min() > 0.6
 
 
 @pytest.mark.parametrize("impossible", [0.0, -0.1, float("nan")])
@@ -253,7 +391,8 @@ def test_more_conversions_than_clicks_are_refused(converted: float, known: float
 
 def test_a_view_with_a_broken_guard_is_refused() -> None:
     tensors = load(taught(campaign()).view().to_bytes())
-    for rates in (tensors["guard.rates"][:, None], np.full(1, np.nan), np.zeros(2)):
+    count = len(tensors["guard.rates"])
+    for rates in (tensors["guard.rates"][:, None], np.full(count, np.nan), np.zeros(count + 1)):
         with pytest.raises(StoreError, match=r"v: guard\.rates"):
             CriticView.from_bytes(save({**tensors, "guard.rates": np.ascontiguousarray(rates)}), "v")
 

@@ -31,14 +31,14 @@ def test_a_campaign_without_conversions_has_no_reference() -> None:
     clicks = RecentClicks()
     for at in range(20):
         clicks.note("a", f"d{at}", None, entry())
-    assert clicks.rates(all_known) == {}
+    assert clicks.rates(all_known).places == {}
 
 
 def test_who_pays_for_more_than_clicks_has_no_reference() -> None:
     clicks = RecentClicks()
     for at in range(20):
         clicks.note("a", f"d{at}", None, entry(sold=True, reward=RewardWeights(click=1.0, conversion=1.0)))
-    assert clicks.rates(all_known) == {}
+    assert clicks.rates(all_known).places == {}
 
 
 def test_the_newest_clicks_count(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -46,7 +46,7 @@ def test_the_newest_clicks_count(monkeypatch: pytest.MonkeyPatch) -> None:
     clicks = RecentClicks()
     for at in range(200):
         clicks.note("a", f"d{at}", None, entry(sold=at < 160 or at % 2 == 0))
-    assert 0.45 < expit(clicks.rates(all_known)["a"]) < 0.55
+    assert 0.45 < expit(clicks.rates(all_known).places["a"]) < 0.55
 
 
 def test_an_old_click_that_converts_late_does_not_come_back_as_a_new_one(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -60,15 +60,15 @@ def test_an_old_click_that_converts_late_does_not_come_back_as_a_new_one(monkeyp
     assert clicks.rates(all_known) == before
     # One that is still held converts all the same.
     clicks.note("a", "d60", entry(), entry(sold=True))
-    assert clicks.rates(all_known)["a"] > before["a"]
+    assert clicks.rates(all_known).places["a"] > before.places["a"]
 
 
 def test_a_click_that_is_taken_back_no_longer_counts() -> None:
     clicks = RecentClicks()
     clicks.note("a", "d1", None, entry(sold=True))
-    assert set(clicks.rates(all_known)) == {"a"}
+    assert set(clicks.rates(all_known).places) == {"a"}
     clicks.note("a", "d1", entry(sold=True), entry(click=False))
-    assert clicks.rates(all_known) == {}
+    assert clicks.rates(all_known).places == {}
 
 
 def test_clicks_still_open_count_by_the_share_of_conversions_that_have_come() -> None:
@@ -78,4 +78,4 @@ def test_clicks_still_open_count_by_the_share_of_conversions_that_have_come() ->
     clicks = RecentClicks()
     for at in range(30):
         clicks.note("a", f"d{at}", None, entry(sold=at < 3))
-    assert expit(clicks.rates(tenth)["a"]) > 2 * expit(clicks.rates(all_known)["a"])
+    assert expit(clicks.rates(tenth).places["a"]) > 2 * expit(clicks.rates(all_known).places["a"])
