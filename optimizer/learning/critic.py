@@ -465,8 +465,8 @@ def _segment(campaign: Campaign, context: Mapping[str, Scalar]) -> str:
 
 def _yardsticks(places: Sequence[str], beside: NDArray[np.float64]) -> dict[str, float]:
     """The middle of what a place's clicked texts convert at, each counted once, in log-odds beside the place's newest
-    clicks; by place where it has LEAST_TEXTS of them, by campaign for the others. `beside` float64[R], of a text of each
-    of the `places`."""
+    clicks; by place where it has LEAST_TEXTS of them, by campaign for the others. `beside` float64[R], of a text of
+    each of the `places`."""
     of = np.array(places)
     owners = np.array([campaign_of(place) for place in places])
     found = {str(owner): float(np.median(beside[owners == owner])) for owner in np.unique(owners)}

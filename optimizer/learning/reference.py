@@ -63,8 +63,8 @@ class RecentClicks:
                 held.popitem(last=False)
 
     def rates(self, arrived: Arrived) -> References:
-        """Of the campaigns that have ever sold. `arrived` says of each click whether it can bring no more, and the share
-        of conversions that have come by its age."""
+        """Of the campaigns that have ever sold. `arrived` says of each click whether it can bring no more, and the
+        share of conversions that have come by its age."""
         names, clicks = [], []
         for place, held in self._held.items():
             some = [one for one in held.values() if one.click]

@@ -250,7 +250,8 @@ def _trust(evidence: Mapping[str, float], references: Mapping[str, float]) -> di
     if not names:
         return {}
     tenants = np.unique([name.split("/", 1)[0] for name in names], return_inverse=True)[1]
-    return dict(zip(names, trust_in_texts(np.array([evidence.get(n, 0.0) for n in names]), tenants).tolist(), strict=True))
+    own = np.array([evidence.get(name, 0.0) for name in names])
+    return dict(zip(names, trust_in_texts(own, tenants).tolist(), strict=True))
 
 
 def _summed(at: NDArray[np.intp], chosen: NDArray[np.bool_], lengths: NDArray[np.intp], weights: Floats) -> Floats:

@@ -17,10 +17,10 @@ CLICKS = 2.0 ** np.arange(8)[:, None]  # what the places' shared prior may count
 
 
 def click_worth(converts: Floats, trust: float = 1.0, usual: float = 0.0) -> Floats:
-    """min(1, c / c0) ** (POWER trust), float64[n], where c0 is SLACK of the QUANTILE of the texts' c, or of `usual` where
-    that is more: with full trust a click counts whole where it converts nearly as often as on the better quarter of the
-    texts, a quarter where it converts half as often as that. It never counts more: what is not paid for is no aim of
-    its own.
+    """min(1, c / c0) ** (POWER trust), float64[n], where c0 is SLACK of the QUANTILE of the texts' c, or of `usual`
+    where that is more: with full trust a click counts whole where it converts nearly as often as on the better quarter
+    of the texts, a quarter where it converts half as often as that. It never counts more: what is not paid for is no
+    aim of its own.
 
     Beside the other texts, and not beside the controls: those get few clicks, and a text's c is learnt with theirs, so
     that all are too high or too low together. By click and not by impression: text that draws nine times the clicks
@@ -32,8 +32,8 @@ def click_worth(converts: Floats, trust: float = 1.0, usual: float = 0.0) -> Flo
     Args:
       converts: c float[n] > 0, probability that a click on each text converts.
       trust: probability that what a text says matters for conversions at all (`trust_in_texts`).
-      usual: what the texts that have been clicked there convert at in their middle, 0 where that is not known: bait that
-        fills a pool must not become its own measure.
+      usual: what the texts that have been clicked there convert at in their middle, 0 where that is not known: bait
+        that fills a pool must not become its own measure.
     """
     c = np.asarray(converts, np.float64)
     if not (c > 0).all():
