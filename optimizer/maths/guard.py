@@ -12,7 +12,7 @@ Floats = NDArray[np.float64]
 POWER = 2.0
 QUANTILE, SLACK = 0.75, 0.9
 PRIOR_TRUST = 4.0  # log-odds that texts differ, before any evidence: a guard that waits for proof comes after the bait
-LEAST_OWN, LEAST_OTHERS, MOST_OTHERS = -8.0, -4.0, 2.0  # nats
+LEAST_OWN, LEAST_OTHERS, MOST_OTHERS = -7.0, -6.0, 2.0  # nats
 CLICKS = 2.0 ** np.arange(8)[:, None]  # what the places' shared prior may count as, in clicks of one of them
 
 
