@@ -38,11 +38,12 @@ from optimizer.learning.features import (
 )
 from optimizer.learning.forecasts import Forecasts
 from optimizer.learning.heads import Heads
-from optimizer.learning.reference import ConversionEvidence, RecentClicks, References, place_rates, watched
+from optimizer.learning.reference import NOTHING, ConversionEvidence, LureText, RecentClicks, Said, place_rates, watched
 from optimizer.learning.traffic import Traffic, campaign_of, place_name
-from optimizer.learning.view import OUTPUTS, CriticView, OutputView
+from optimizer.learning.view import OUTPUTS, SLOPE, CriticView, OutputView, trusts
 from optimizer.maths.delay import still_to_come
 from optimizer.maths.drift import DriftWatch
+from optimizer.maths.guard import lure_slope
 from optimizer.types import Campaign, Outcome, Scalar
 
 Floats = NDArray[np.float32]
@@ -117,10 +118,11 @@ class Critic:
         self._converting = 0.5
         self._recent_clicks = RecentClicks()
         self._conversion_evidence = ConversionEvidence()
-        self._references = References({}, {})
-        self._earlier = References({}, {})
+        self._references = NOTHING
+        self._earlier = NOTHING
+        self._slope = 0.0
         self._ever: dict[str, float] = {}
-        self._evidence: dict[str, float] = {}
+        self._evidence = LureText({}, {})
         self._yardsticks: dict[str, float] = {}
         self._place_of_row: list[str] = []
         self._offset = float(logit(config.first_rate))
@@ -329,10 +331,13 @@ class Critic:
             self._fit_clicked(x, paid)
         if self.config.guard:
             self._earlier = self._references
-            self._references = self._recent_clicks.rates(self._conversions_arrived)
+            lures = x @ self._outputs["click"].weights().mean(axis=1, dtype=np.float64)
+            self._references = self._recent_clicks.rates(
+                self._conversions_arrived, lambda entries: lures[[entry.row for entry in entries]]
+            )
             some = [one for one in unpaid if watched(one[1]) and self._place_of(one[1]) in self._references.places]
             if some:
-                self._fit_converts(x, some)
+                self._fit_converts(x, some, lures)
         if np.any(unclicked_extra):
             unit = self._unit
             self._outputs["unclicked"].fit(
@@ -357,9 +362,10 @@ class Critic:
         self._outputs["clicked"].fit(x, mass, total, "identity", self.config.steps, 0.0)
         self._outputs["clicked"].learn_scales(x, np.asarray(mass.mean(axis=1), np.float64))
 
-    def _fit_converts(self, x: sparse.csr_matrix, clicked: list[tuple[str, Entry]]) -> None:
-        """The probability that a click converts, beside the place's newest clicks; clicks that may still convert
-        count what is still expected of them."""
+    def _fit_converts(self, x: sparse.csr_matrix, clicked: list[tuple[str, Entry]], lures: NDArray[np.float64]) -> None:
+        """The probability that a click converts, beside the place's newest clicks: by how much likelier a click on its
+        text is (`lures` float64[R], log-odds), then by its features. Clicks that may still convert count what is still
+        expected of them."""
         heads = self._outputs["converts"]
         clicked.sort(key=lambda one: one[1].click_ts)
         entries = [entry for _, entry in clicked]
@@ -368,13 +374,16 @@ class Critic:
         rows, at = np.unique([entry.row for entry in entries], return_inverse=True)
         some = x[rows]
         places = [self._place_of_row[row] for row in rows]
-        offset = np.array([[self._references.places[place]] for place in places], np.float32)
+        lure = lures[rows] - np.array([self._references.lures[place] for place in places])
+        reference = np.array([self._references.places[place] for place in places])
         names = [name for name, _ in clicked]
         known = np.where(done, 1.0, arrived)
         owners = [campaign_of(places[row]) for row in at]
-        said = self._said_of_conversions(some, places, at, owners)
+        said = self._said_of_conversions(some, lure, places, at, owners)
         self._evidence = self._conversion_evidence.of(names, owners, said, converted, known, self.buffer.entries)
         self._ever = place_rates(places, at, converted, known)
+        self._slope = lure_slope(reference[at], lure[at], converted, known)
+        offset = (reference + self._slope * lure)[:, None].astype(np.float32)
         expected = expit(self._predict_target("converts", some) + offset)[at]
         open_ = ~(done | converted)
         later = np.where(open_[:, None], still_to_come(expected, arrived[:, None]), converted[:, None])
@@ -388,30 +397,41 @@ class Critic:
         part = some[chosen] if len(chosen) < len(rows) else some
         passes = CONVERTS_PASSES * self.config.steps
         heads.fit(part, mass[chosen] * share, total[chosen] * share, "logistic", passes, offset[chosen])
-        beside = some @ heads.weights()
-        rate = expit(beside + offset)
+        by_text = some @ heads.weights()
+        rate = expit(by_text + offset)
         heads.learn_scales(some, np.asarray((mass * rate * (1 - rate)).mean(axis=1), np.float64))
-        self._yardsticks = _yardsticks(places, beside.mean(axis=1, dtype=np.float64))
+        by_lure, by_what = (trusts(nats, self._references.places) for nats in self._evidence)
+        of = [campaign_of(place) for place in places]
+        trusted = np.array([by_lure[name] for name in of]) * self._slope * lure
+        trusted += np.array([by_what[name] for name in of]) * by_text.mean(axis=1, dtype=np.float64)
+        self._yardsticks = _yardsticks(places, trusted)
 
     def _said_of_conversions(
-        self, x: sparse.csr_matrix, places: list[str], at: NDArray[np.intp], owners: list[str]
-    ) -> list[NDArray[np.float64]]:
-        """Log-odds of a conversion, float64[n] each, by all that was known before this increment: by the text, for any
-        text of the place, for any of the place at this moment, and by the place's rate since ever. `x` csr[R, F], the
-        `places` of its rows, `at` int[n] each click's row, `owners` its campaign."""
+        self,
+        x: sparse.csr_matrix,
+        lure: NDArray[np.float64],
+        places: list[str],
+        at: NDArray[np.intp],
+        owners: list[str],
+    ) -> Said:
+        """What was said of each click by all that was known before this increment; the others are the rate of its
+        place, that at this moment, and that since ever. `x` csr[R, F], the `lure` float64[R] and `places` of its rows,
+        `at` int[n] each click's row, `owners` its campaign."""
         heads, earlier = self._outputs["converts"], self._earlier
         offset = np.array([[earlier.places.get(place, self._references.places[place])] for place in places])
         weights = heads.weights()
         of_place = weights * (heads.families == Family.INTERCEPT)[:, None]
-        text, place = ((x @ part + offset).mean(axis=1, dtype=np.float64)[at] for part in (weights, of_place))
+        text, place = ((x @ part + offset).mean(axis=1, dtype=np.float64) for part in (weights, of_place))
+        drawn = (self._slope * lure)[at]
+        text, place = text[at], place[at]
         moment = place + np.array([earlier.moments.get(owner, 0.0) for owner in owners])
         ever = np.array([self._ever.get(places[row], own) for row, own in zip(at, place, strict=True)])
-        return [text, place, moment, ever]
+        return Said(text + drawn, place + drawn, (place, moment, ever))
 
-    def resume(self, evidence: Mapping[str, float]) -> None:
+    def resume(self, evidence: LureText) -> None:
         """Go on from what an earlier process had found about texts and conversions (`CriticView.evidence`)."""
         self._conversion_evidence.resume(evidence)
-        self._evidence = dict(evidence)
+        self._evidence = evidence
 
     def _place_of(self, entry: Entry) -> str:
         return self._place_of_row[entry.row]
@@ -453,9 +473,11 @@ class Critic:
                 scale = heads.scale * np.float32(self.config.spread)
                 outputs[name] = OutputView(weights * unit, scale * unit, heads.salt, offset)
         guarded = "converts" in outputs and bool(self._references.places)
-        figures = {"traffic": self._traffic.shares(), "evidence": self._evidence}
+        figures = {"traffic": self._traffic.shares()}
+        figures |= {"lure_evidence": self._evidence.lure, "text_evidence": self._evidence.text}
         if guarded:
             figures |= {"guard": self._references.places, "yardstick": self._yardsticks}
+            figures |= {"lure": self._references.lures, "slope": {SLOPE: self._slope}}
         return CriticView(ids[order], outputs, figures)
 
 

@@ -20,15 +20,20 @@ MOMENT_PRIOR = 1.0  # conversions' worth of belief that now is as ever
 RATES = 1e-3, 1.0 - 1e-3
 Arrived = Callable[[list[Entry]], tuple[NDArray[np.bool_], NDArray[np.float64]]]
 Floats = NDArray[np.float64]
+Lure = Callable[[list[Entry]], Floats]
 
 
 class References(NamedTuple):
     """`places`: log-odds that a click converts, by place; by the campaign's name for its places that have no click.
-    `moments`: of each campaign, the log of what its newest MOMENT_CLICKS convert at over what their places would
-    say."""
+    `lures`: likewise, the mean log-odds of a click on the texts that were clicked. `moments`: of each campaign, the log
+    of what its newest MOMENT_CLICKS convert at over what their places would say."""
 
     places: dict[str, float]
+    lures: dict[str, float]
     moments: dict[str, float]
+
+
+NOTHING = References({}, {}, {})
 
 
 class RecentClicks:
@@ -62,9 +67,9 @@ class RecentClicks:
             if len(held) > RECENT_CLICKS:
                 held.popitem(last=False)
 
-    def rates(self, arrived: Arrived) -> References:
+    def rates(self, arrived: Arrived, lure: Lure) -> References:
         """Of the campaigns that have ever sold. `arrived` says of each click whether it can bring no more, and the
-        share of conversions that have come by its age."""
+        share of conversions that have come by its age; `lure` the log-odds of a click on its text."""
         names, clicks = [], []
         for place, held in self._held.items():
             some = [one for one in held.values() if one.click]
@@ -72,7 +77,7 @@ class RecentClicks:
                 names.append(place)
                 clicks.append(some)
         if not names:
-            return References({}, {})
+            return NOTHING
         every = [one for some in clicks for one in some]
         at = np.repeat(np.arange(len(names)), [len(some) for some in clicks])
         sold = np.array([one.converted for one in every], bool)
@@ -81,17 +86,20 @@ class RecentClicks:
         places = place_rates(names, at, sold, known)
         rates = expit(np.array(list(places.values())))
         of = np.bincount(at, weights=known, minlength=len(names))
+        drawn = np.bincount(at, weights=lure(every), minlength=len(names)) / np.bincount(at, minlength=len(names))
+        lures = dict(zip(names, drawn.tolist(), strict=True))
         owners = np.array([campaign_of(name) for name in names])
         when = np.array([one.click_ts for one in every], np.int64)
         moments = {}
         for owner in dict.fromkeys(owners.tolist()):
             own = np.flatnonzero(owners == owner)
             places[owner] = float(logit(np.average(rates[own], weights=of[own] + 1.0)))
+            lures[owner] = float(drawn[own].mean())
             newest = np.flatnonzero(owners[at] == owner)
             newest = newest[np.argsort(when[newest], kind="stable")[-MOMENT_CLICKS:]]
             expected = float((rates[at[newest]] * known[newest]).sum())
             moments[owner] = float(np.log((sold[newest].sum() + MOMENT_PRIOR) / (expected + MOMENT_PRIOR)))
-        return References(places, moments)
+        return References(places, lures, moments)
 
 
 def place_rates(
@@ -119,50 +127,70 @@ def watched(entry: Entry) -> bool:
     return not entry.pays_later and entry.conversion_window_ms > 0
 
 
+class LureText(NamedTuple):
+    """Two figures by campaign, of clicks that convert by how likely their text is clicked (`lure`), and besides by what
+    it says (`text`): evidence in nats, or trust in it."""
+
+    lure: dict[str, float]
+    text: dict[str, float]
+
+
+class Said(NamedTuple):
+    """Log-odds that each of n clicks converts, float64[n] each: by its text (`text`), by how likely that is clicked
+    (`lure`), and by what knows nothing of it (`others`)."""
+
+    text: Floats
+    lure: Floats
+    others: tuple[Floats, ...]
+
+
 class ConversionEvidence:
-    """Whether what a text says matters for conversions, campaign by campaign: what was said of each click before it was
-    learnt from, beside what has become of it."""
+    """Whether conversions depend on the text, campaign by campaign: what was said of each click before it was learnt
+    from, beside what has become of it."""
 
     def __init__(self) -> None:
         self._said: dict[str, tuple[float, ...]] = {}
-        self._before: dict[str, float] = {}
+        self._before = LureText({}, {})
 
-    def resume(self, before: Mapping[str, float]) -> None:
-        """Go on from the evidence that an earlier process had, nats by campaign: of the clicks that it has seen nobody
-        knows any more what was said of them."""
-        self._before = dict(before)
+    def resume(self, before: LureText) -> None:
+        """Go on from the evidence that an earlier process had: of the clicks that it has seen nobody knows any more
+        what was said of them."""
+        self._before = before
 
     def of(
         self,
         names: Sequence[str],
         campaigns: Sequence[str],
-        said: Sequence[Floats],
+        said: Said,
         converted: NDArray[np.bool_],
         arrived: Floats,
         held: Mapping[str, object],
-    ) -> dict[str, float]:
-        """Each campaign's evidence in nats (maths/guard.py), from all clicks that are held.
+    ) -> LureText:
+        """Each campaign's evidence (maths/guard.py), from all clicks that are held.
 
         Args:
           names, campaigns: of n clicks, the oldest first, the decisions and their campaigns.
-          said: by the text, then by explanations that know nothing of it; float64[n] each, log-odds of a conversion as
-            they are now; taken of clicks that are new.
+          said: as it is now; taken of clicks that are new.
           converted, arrived: as for `conversion_logs`.
           held: names of all decisions that may come again.
         """
-        for name, now in zip(names, np.column_stack(said).tolist(), strict=True):
+        for name, now in zip(names, np.column_stack([said.text, said.lure, *said.others]).tolist(), strict=True):
             self._said.setdefault(name, tuple(now))
         if len(self._said) > 2 * len(held) + 1:
             self._said = {name: each for name, each in self._said.items() if name in held}
-        told = np.array([self._said[name] for name in names], np.float64).reshape(len(names), len(said))
+        told = np.array([self._said[name] for name in names], np.float64)
         before = np.clip(expit(told.T), 1e-6, 1.0 - 1e-6)
         logs = np.stack([conversion_logs(one, converted, arrived) for one in before])
         owners = np.array(campaigns)
-        found = dict(self._before)
+        lure, text = dict(self._before.lure), dict(self._before.text)
         for owner in dict.fromkeys(campaigns):
+            own = logs[:, owners == owner]
             # What came before stands ahead of all that is held, as one more click's evidence.
-            first = np.zeros((len(said), 1))
-            first[0] = self._before.get(owner, 0.0)
-            own = np.concatenate([first, logs[:, owners == owner]], axis=1)
-            found[owner] = conversion_evidence(own[0], own[1:])
-        return found
+            lure[owner] = conversion_evidence(*_after(self._before.lure.get(owner, 0.0), own[1], own[2:]))
+            # What is said has to tell more than that bait is clicked more.
+            text[owner] = conversion_evidence(*_after(self._before.text.get(owner, 0.0), own[0], own[1:]))
+        return LureText(lure, text)
+
+
+def _after(before: float, by_text: Floats, others: Floats) -> tuple[Floats, Floats]:
+    return np.concatenate([[before], by_text]), np.concatenate([np.zeros((len(others), 1)), others], axis=1)

@@ -27,6 +27,7 @@ from optimizer.learning.features import (
     encoded,
 )
 from optimizer.learning.heads import prior_draws
+from optimizer.learning.reference import LureText
 from optimizer.learning.traffic import campaign_of, place_name
 from optimizer.maths.guard import click_worth, trust_in_texts
 from optimizer.types import Campaign, Candidate, RewardWeights, Scalar
@@ -34,7 +35,16 @@ from optimizer.types import Campaign, Candidate, RewardWeights, Scalar
 Floats = NDArray[np.float32]
 CONTEXTS_KEPT = 256
 # Figures by name, and what they are called.
-FIGURES = {"guard": "rates", "traffic": "shares", "evidence": "nats", "yardstick": "beside"}
+FIGURES = {
+    "guard": "rates",
+    "traffic": "shares",
+    "lure_evidence": "nats",
+    "text_evidence": "nats",
+    "yardstick": "beside",
+    "lure": "rates",
+    "slope": "steepness",
+}
+SLOPE = "all"
 OUTPUTS = ("click", "clicked", "unclicked", "converts")
 
 
@@ -78,16 +88,19 @@ class CriticView:
     ) -> None:
         """`ids` uint64[F], ascending. `figures`, of FIGURES, each by name: `guard`, of the guarded places what one of
         their newest clicks converts at, in log-odds (reference.py), of a campaign what holds for its places without
-        clicks; `traffic`, each place's share of the newest decisions (traffic.py); `evidence`, of each campaign, nats
-        for what a text says to matter for conversions (maths/guard.py); `yardstick`, the middle of what a place's or
-        campaign's clicked texts convert at, in log-odds beside its newest clicks."""
+        clicks; `traffic`, each place's share of the newest decisions (traffic.py); `lure_evidence` and `text_evidence`,
+        of each campaign, nats that how likely a text is clicked matters for conversions, and besides what it says
+        (maths/guard.py); `yardstick`, the middle of what a place's or campaign's clicked texts convert at, in log-odds
+        beside its newest clicks; `lure`, the mean log-odds of a click on the texts of those, and `slope`, under SLOPE,
+        by how much they move a click's log-odds to convert."""
         told = figures or {}
         self._ids = ids
         self._outputs = outputs
         self._references, self._yardsticks = dict(told.get("guard", {})), dict(told.get("yardstick", {}))
+        self._lures, self._slopes = dict(told.get("lure", {})), dict(told.get("slope", {}))
         self.traffic = dict(told.get("traffic", {}))
-        self.evidence = dict(told.get("evidence", {}))
-        self.trust = _trust(self.evidence, self._references)
+        self.evidence = LureText(dict(told.get("lure_evidence", {})), dict(told.get("text_evidence", {})))
+        self.trust = LureText(*(trusts(nats, self._references) for nats in self.evidence))
         self.heads = outputs["click"].weights.shape[1]
         self._bytes = save(self._tensors())
         self.version = "c-" + hashlib.sha256(self._bytes).hexdigest()[:16]
@@ -98,7 +111,7 @@ class CriticView:
             tensors[f"{name}.weights"] = np.ascontiguousarray(output.weights)
             tensors[f"{name}.scale"] = np.ascontiguousarray(output.scale)
             tensors[f"{name}.prior"] = np.array([output.salt, output.offset], np.float64)
-        told = (self._references, self.traffic, self.evidence, self._yardsticks)
+        told = (self._references, self.traffic, *self.evidence, self._yardsticks, self._lures, self._slopes)
         for name, figures in zip(FIGURES, told, strict=True):
             if figures:
                 names = b"\0".join(key.encode() for key in figures)
@@ -171,9 +184,12 @@ class CriticView:
         reference = self._references.get(place, self._references.get(name))
         if reference is None or "converts" not in base:
             return None
-        converts = expit(np.asarray(base["converts"], np.float64).mean(axis=1) + reference)
+        lure = np.asarray(base["click"], np.float64).mean(axis=1) - self._lures.get(place, self._lures.get(name, 0.0))
+        drawn = self._slopes.get(SLOPE, 0.0) * lure
+        said = np.asarray(base["converts"], np.float64).mean(axis=1)
+        converts = expit(reference + self.trust.lure[name] * drawn + self.trust.text[name] * said)
         beside = self._yardsticks.get(place, self._yardsticks.get(name, -math.inf))
-        return click_worth(converts, self.trust[name], float(expit(reference + beside)))
+        return click_worth(converts, float(expit(reference + beside)))
 
     def _probability(self, name: str, predicted: Floats) -> NDArray[np.float64]:
         return np.asarray(expit(np.asarray(predicted, np.float64) + self._outputs[name].offset), np.float64)
@@ -244,8 +260,9 @@ class CriticView:
         return sums
 
 
-def _trust(evidence: Mapping[str, float], references: Mapping[str, float]) -> dict[str, float]:
-    """The trust of each guarded campaign, by its own evidence and its tenant's."""
+def trusts(evidence: Mapping[str, float], references: Mapping[str, float]) -> dict[str, float]:
+    """The trust (maths/guard.py) of each guarded campaign, by its own evidence in nats and its tenant's; `references`
+    by place."""
     names = sorted({*evidence, *map(campaign_of, references)})
     if not names:
         return {}

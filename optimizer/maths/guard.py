@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.optimize import minimize_scalar
 from scipy.special import betaln, expit, logsumexp
 
 Floats = NDArray[np.float64]
@@ -13,14 +14,14 @@ POWER = 2.0
 QUANTILE, SLACK = 0.75, 0.9
 PRIOR_TRUST = 4.0  # log-odds that texts differ, before any evidence: a guard that waits for proof comes after the bait
 LEAST_OWN, LEAST_OTHERS, MOST_OTHERS = -7.0, -6.0, 2.0  # nats
+SLOPE_SCALE, STEEPEST = 1.0, 5.0
 CLICKS = 2.0 ** np.arange(8)[:, None]  # what the places' shared prior may count as, in clicks of one of them
 
 
-def click_worth(converts: Floats, trust: float = 1.0, usual: float = 0.0) -> Floats:
-    """min(1, c / c0) ** (POWER trust), float64[n], where c0 is SLACK of the QUANTILE of the texts' c, or of `usual`
-    where that is more: with full trust a click counts whole where it converts nearly as often as on the better quarter
-    of the texts, a quarter where it converts half as often as that. It never counts more: what is not paid for is no
-    aim of its own.
+def click_worth(converts: Floats, usual: float = 0.0) -> Floats:
+    """min(1, c / c0) ** POWER, float64[n], where c0 is SLACK of the QUANTILE of the texts' c, or of `usual` where that
+    is more: a click counts whole where it converts nearly as often as on the better quarter of the texts, a quarter
+    where it converts half as often as that. It never counts more: what is not paid for is no aim of its own.
 
     Beside the other texts, and not beside the controls: those get few clicks, and a text's c is learnt with theirs, so
     that all are too high or too low together. By click and not by impression: text that draws nine times the clicks
@@ -31,16 +32,13 @@ def click_worth(converts: Floats, trust: float = 1.0, usual: float = 0.0) -> Flo
 
     Args:
       converts: c float[n] > 0, probability that a click on each text converts.
-      trust: probability that what a text says matters for conversions at all (`trust_in_texts`).
       usual: what the texts that have been clicked there convert at in their middle, 0 where that is not known: bait
         that fills a pool must not become its own measure.
     """
     c = np.asarray(converts, np.float64)
     if not (c > 0).all():
         raise ValueError(f"converts: got {c.min()}, expected probabilities > 0")
-    if not c.size:
-        return c
-    return np.minimum(1.0, c / (SLACK * max(float(np.quantile(c, QUANTILE)), usual))) ** (POWER * trust)
+    return np.minimum(1.0, c / (SLACK * max(float(np.quantile(c, QUANTILE)), usual))) ** POWER if c.size else c
 
 
 def conversion_logs(said: Floats, converted: NDArray[np.bool_], arrived: Floats) -> Floats:
@@ -54,9 +52,32 @@ def conversion_logs(said: Floats, converted: NDArray[np.bool_], arrived: Floats)
     return np.asarray(np.where(converted, np.log(said), np.log1p(-said * arrived)), np.float64)
 
 
+def lure_slope(offset: Floats, lure: Floats, converted: NDArray[np.bool_], arrived: Floats) -> float:
+    """By how much the log-odds that a click converts change with the log-odds that its text is clicked: the posterior's
+    mode under a normal prior of standard deviation SLOPE_SCALE.
+
+    Bait is what draws clicks from people who never buy: it shows as a slope under 0. Its words are many and each has
+    few clicks, so that one by one they are found out late; the slope is learnt from all clicks together, and holds for
+    text that nobody has clicked yet.
+
+    Args:
+      offset: float64[n], log-odds of a conversion where the lure is 0.
+      lure: float64[n], log-odds of a click on each text beside the place's clicked ones.
+      converted, arrived: as for `conversion_logs`.
+    """
+    if not len(lure):
+        return 0.0
+
+    def loss(slope: float) -> float:
+        said = np.clip(expit(offset + slope * lure), 1e-9, 1.0 - 1e-9)
+        return float(0.5 * (slope / SLOPE_SCALE) ** 2 - conversion_logs(said, converted, arrived).sum())
+
+    return float(minimize_scalar(loss, bounds=(-STEEPEST, STEEPEST), method="bounded").x)
+
+
 def conversion_evidence(by_text: Floats, others: Floats) -> float:
-    """How much likelier a campaign's clicks fared as they did if texts differ in what they convert at, nats, at least
-    LEAST_OWN.
+    """How much likelier a campaign's clicks fared as they did if texts differ in what they convert at in some way,
+    nats, at least LEAST_OWN.
 
     What was said of a click before it was learnt from makes the sums prequential likelihoods (Dawid 1984, Journal of
     the Royal Statistical Society A 147, 278-292): differences that are chance cost what they promise, without a
@@ -67,7 +88,7 @@ def conversion_evidence(by_text: Floats, others: Floats) -> float:
 
     Args:
       by_text: float64[n], `conversion_logs` of its clicks, the oldest first.
-      others: float64[m, n], the same by m explanations that know nothing of the text.
+      others: float64[m, n], the same by m explanations that know less of the text.
     """
     if not len(by_text):
         return 0.0

@@ -27,18 +27,22 @@ def all_known(clicks: list[Entry]) -> tuple[NDArray[np.bool_], NDArray[np.float6
     return np.ones(len(clicks), bool), np.ones(len(clicks))
 
 
+def no_lure(clicks: list[Entry]) -> NDArray[np.float64]:
+    return np.zeros(len(clicks))
+
+
 def test_a_campaign_without_conversions_has_no_reference() -> None:
     clicks = RecentClicks()
     for at in range(20):
         clicks.note("a", f"d{at}", None, entry())
-    assert clicks.rates(all_known).places == {}
+    assert clicks.rates(all_known, no_lure).places == {}
 
 
 def test_who_pays_for_more_than_clicks_has_no_reference() -> None:
     clicks = RecentClicks()
     for at in range(20):
         clicks.note("a", f"d{at}", None, entry(sold=True, reward=RewardWeights(click=1.0, conversion=1.0)))
-    assert clicks.rates(all_known).places == {}
+    assert clicks.rates(all_known, no_lure).places == {}
 
 
 def test_the_newest_clicks_count(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -46,7 +50,7 @@ def test_the_newest_clicks_count(monkeypatch: pytest.MonkeyPatch) -> None:
     clicks = RecentClicks()
     for at in range(200):
         clicks.note("a", f"d{at}", None, entry(sold=at < 160 or at % 2 == 0))
-    assert 0.45 < expit(clicks.rates(all_known).places["a"]) < 0.55
+    assert 0.45 < expit(clicks.rates(all_known, no_lure).places["a"]) < 0.55
 
 
 def test_an_old_click_that_converts_late_does_not_come_back_as_a_new_one(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -54,21 +58,21 @@ def test_an_old_click_that_converts_late_does_not_come_back_as_a_new_one(monkeyp
     clicks = RecentClicks()
     for at in range(80):
         clicks.note("a", f"d{at}", None, entry(sold=at == 79))
-    before = clicks.rates(all_known)
+    before = clicks.rates(all_known, no_lure)
     for at in range(40):
         clicks.note("a", f"d{at}", entry(), entry(sold=True))
-    assert clicks.rates(all_known) == before
+    assert clicks.rates(all_known, no_lure) == before
     # One that is still held converts all the same.
     clicks.note("a", "d60", entry(), entry(sold=True))
-    assert clicks.rates(all_known).places["a"] > before.places["a"]
+    assert clicks.rates(all_known, no_lure).places["a"] > before.places["a"]
 
 
 def test_a_click_that_is_taken_back_no_longer_counts() -> None:
     clicks = RecentClicks()
     clicks.note("a", "d1", None, entry(sold=True))
-    assert set(clicks.rates(all_known).places) == {"a"}
+    assert set(clicks.rates(all_known, no_lure).places) == {"a"}
     clicks.note("a", "d1", entry(sold=True), entry(click=False))
-    assert clicks.rates(all_known).places == {}
+    assert clicks.rates(all_known, no_lure).places == {}
 
 
 def test_clicks_still_open_count_by_the_share_of_conversions_that_have_come() -> None:
@@ -78,4 +82,4 @@ def test_clicks_still_open_count_by_the_share_of_conversions_that_have_come() ->
     clicks = RecentClicks()
     for at in range(30):
         clicks.note("a", f"d{at}", None, entry(sold=at < 3))
-    assert expit(clicks.rates(tenth).places["a"]) > 2 * expit(clicks.rates(all_known).places["a"])
+    assert expit(clicks.rates(tenth, no_lure).places["a"]) > 2 * expit(clicks.rates(all_known, no_lure).places["a"])
