@@ -12,17 +12,25 @@ class DriftWatch:
 
     Each batch adds the log-likelihood ratio of two Poisson rates: `fall` times what was expected against what was
     expected (scaled by `usual`, the running ratio of observed to expected: whoever shows the texts that look best
-    expects too much of them, and that is no change of the world). The sum never falls under zero; where it reaches
-    `threshold` nats, the alarm is raised. Were `usual` known and the clicks Poisson, false alarms would be at least
+    expects too much of them, and that is no change of the world). While the sum is over zero `usual` stands still, and
+    what came meanwhile enters it when the sum is back at zero: a fall must not become usual while it is looked at. Nothing
+    is summed before `warm` clicks were expected, and what is not told within `patience` batches was no abrupt change:
+    it enters too. The
+    sum never falls under zero; where it reaches `threshold` nats, the alarm is raised. Were `usual` known and the clicks Poisson, false alarms would be at least
     exp(threshold) batches apart on average (Lorden 1971, Annals of Mathematical Statistics 42); it is estimated
     here, so that is a guide, no guarantee."""
 
     fall: float = 0.7
-    threshold: float = 15.0
+    threshold: float = 10.0
     memory: float = 0.97
+    warm: float = 100.0
+    patience: int = 40
     observed: float = 10.0
     expected: float = 10.0
     total: float = 0.0
+    pending_observed: float = 0.0
+    pending_expected: float = 0.0
+    waiting: int = 0
 
     @property
     def usual(self) -> float:
@@ -40,13 +48,20 @@ class DriftWatch:
             raise ValueError(f"clicks, expected: got {clicks}, {expected}, expected finite numbers >= 0")
         mean = self.usual * expected
         gain = clicks * math.log(self.fall) + (1.0 - self.fall) * mean
+        total = max(0.0, self.total + gain)
+        seen, due = self.pending_observed + clicks, self.pending_expected + expected
+        if total > 0.0 and self.expected >= self.warm and (total >= self.threshold or self.waiting < self.patience):
+            return replace(self, total=total, pending_observed=seen, pending_expected=due, waiting=self.waiting + 1)
         return replace(
             self,
-            observed=self.memory * self.observed + clicks,
-            expected=self.memory * self.expected + expected,
-            total=max(0.0, self.total + gain),
+            observed=self.memory * self.observed + seen,
+            expected=self.memory * self.expected + due,
+            total=0.0,
+            pending_observed=0.0,
+            pending_expected=0.0,
+            waiting=0,
         )
 
     def reset(self) -> DriftWatch:
-        """The watch as it begins."""
-        return replace(self, observed=10.0, expected=10.0, total=0.0)
+        """The watch after an alarm: what is usual stays, what was over it is done with."""
+        return replace(self, total=0.0, pending_observed=0.0, pending_expected=0.0, waiting=0)
