@@ -12,13 +12,15 @@ class DriftWatch:
 
     Each batch adds the log-likelihood ratio of two Poisson rates: `fall` times what was expected against what was
     expected (scaled by `usual`, the running ratio of observed to expected: whoever shows the texts that look best
-    expects too much of them, and that is no change of the world). While the sum is over zero `usual` stands still, and
-    what came meanwhile enters it when the sum is back at zero: a fall must not become usual while it is looked at. Nothing
-    is summed before `warm` clicks were expected, and what is not told within `patience` batches was no abrupt change:
-    it enters too. The
-    sum never falls under zero; where it reaches `threshold` nats, the alarm is raised. Were `usual` known and the clicks Poisson, false alarms would be at least
-    exp(threshold) batches apart on average (Lorden 1971, Annals of Mathematical Statistics 42); it is estimated
-    here, so that is a guide, no guarantee."""
+    expects too much of them, and that is no change of the world). The sum never falls under zero; where it reaches
+    `threshold` nats, the alarm is raised.
+
+    While the sum is over zero `usual` stands still, and what came meanwhile enters it when the sum is back at zero: a
+    fall must not become usual while it is looked at. Nothing is summed before `warm` clicks were expected, and what is
+    not told within `patience` batches was no abrupt change: it enters too.
+
+    Were `usual` known and the clicks Poisson, false alarms would be at least exp(threshold) batches apart on average
+    (Lorden 1971, Annals of Mathematical Statistics 42); it is estimated here, so that is a guide, no guarantee."""
 
     fall: float = 0.7
     threshold: float = 10.0

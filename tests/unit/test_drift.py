@@ -47,7 +47,7 @@ def test_a_fall_does_not_become_usual_while_it_is_looked_at() -> None:
     for _ in range(30):
         watch = watch.after(40.0, 50.0)
     sums = []
-    for _ in range(60):
+    for _ in range(30):
         watch = watch.after(26.0, 50.0)
         sums.append(watch.total)
     assert watch.usual == pytest.approx(0.8, abs=0.03)
