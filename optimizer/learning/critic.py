@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,20 +37,19 @@ from optimizer.learning.features import (
     encoded,
 )
 from optimizer.learning.forecasts import Forecasts
+from optimizer.learning.guard import Clicks, Guard
 from optimizer.learning.heads import Heads
-from optimizer.learning.reference import NOTHING, ConversionEvidence, LureText, RecentClicks, Said, place_rates, watched
-from optimizer.learning.traffic import Traffic, campaign_of, place_name
-from optimizer.learning.view import OUTPUTS, SLOPE, CriticView, OutputView, trusts
+from optimizer.learning.reference import LureText, watched
+from optimizer.learning.traffic import Traffic, place_name
+from optimizer.learning.view import OUTPUTS, CriticView, OutputView
 from optimizer.maths.delay import still_to_come
 from optimizer.maths.drift import DriftWatch
-from optimizer.maths.guard import lure_slope
 from optimizer.types import Campaign, Outcome, Scalar
 
 Floats = NDArray[np.float32]
 logger = logging.getLogger(__name__)
 FORESEEN_AT_ONCE = 100_000  # new decisions of an increment whose predictions are noted
 CONVERTS_PASSES = 3  # clicked rows are few, and bait is to be known before it is everywhere
-LEAST_TEXTS = 8  # clicked texts of which a place's middle is taken
 BESIDE_TEXT, BESIDE_PLACE = 2.0, 0.3  # the first prior scales of what converts, in units of PRIOR_SCALE
 
 
@@ -116,14 +115,7 @@ class Critic:
         self._unit = 1.0
         self._value_mean = 0.0
         self._converting = 0.5
-        self._recent_clicks = RecentClicks()
-        self._conversion_evidence = ConversionEvidence()
-        self._references = NOTHING
-        self._earlier = NOTHING
-        self._slope = 0.0
-        self._ever: dict[str, float] = {}
-        self._evidence = LureText({}, {})
-        self._yardsticks: dict[str, float] = {}
+        self._guard = Guard(CONVERTS_PASSES * config.steps)
         self._place_of_row: list[str] = []
         self._offset = float(logit(config.first_rate))
         self._rng = np.random.default_rng([config.seed, 7])
@@ -151,7 +143,7 @@ class Critic:
                 self._traffic.note(self._place_of_row[row])
             self.forecasts.revise(outcome.decision_id, after)
             self._arrivals.note(before, after, outcome)
-            self._recent_clicks.note(self._place_of_row[row], outcome.decision_id, before, after)
+            self._guard.note(self._place_of_row[row], outcome.decision_id, before, after)
         return True
 
     def add_counts(
@@ -324,20 +316,12 @@ class Critic:
 
     def _fit_values(self, x: sparse.csr_matrix, unclicked: Floats, unclicked_extra: Floats) -> None:
         """`unclicked` float32[R, H]: bootstrap weight of what was not clicked, `unclicked_extra` what that earned."""
-        clicked = [(name, entry) for name, entry in self.buffer.entries.items() if entry.click]
-        paid = [one for one in clicked if one[1].pays_later]
-        unpaid = [one for one in clicked if not one[1].pays_later]
+        entries = self.buffer.entries
+        paid = [(name, entry) for name, entry in entries.items() if entry.click and entry.pays_later]
         if paid:
             self._fit_clicked(x, paid)
         if self.config.guard:
-            self._earlier = self._references
-            lures = x @ self._outputs["click"].weights().mean(axis=1, dtype=np.float64)
-            self._references = self._recent_clicks.rates(
-                self._conversions_arrived, lambda entries: lures[[entry.row for entry in entries]]
-            )
-            some = [one for one in unpaid if watched(one[1]) and self._place_of(one[1]) in self._references.places]
-            if some:
-                self._fit_converts(x, some, lures)
+            self._fit_converts(x)
         if np.any(unclicked_extra):
             unit = self._unit
             self._outputs["unclicked"].fit(
@@ -362,79 +346,22 @@ class Critic:
         self._outputs["clicked"].fit(x, mass, total, "identity", self.config.steps, 0.0)
         self._outputs["clicked"].learn_scales(x, np.asarray(mass.mean(axis=1), np.float64))
 
-    def _fit_converts(self, x: sparse.csr_matrix, clicked: list[tuple[str, Entry]], lures: NDArray[np.float64]) -> None:
-        """The probability that a click converts, beside the place's newest clicks: by how much likelier a click on its
-        text is (`lures` float64[R], log-odds), then by its features. Clicks that may still convert count what is still
-        expected of them."""
-        heads = self._outputs["converts"]
-        clicked.sort(key=lambda one: one[1].click_ts)
-        entries = [entry for _, entry in clicked]
-        done, arrived = self._conversions_arrived(entries)
-        converted = np.array([entry.converted for entry in entries])
-        rows, at = np.unique([entry.row for entry in entries], return_inverse=True)
-        some = x[rows]
-        places = [self._place_of_row[row] for row in rows]
-        lure = lures[rows] - np.array([self._references.lures[place] for place in places])
-        reference = np.array([self._references.places[place] for place in places])
-        names = [name for name, _ in clicked]
-        known = np.where(done, 1.0, arrived)
-        owners = [campaign_of(places[row]) for row in at]
-        said = self._said_of_conversions(some, lure, places, at, owners)
-        self._evidence = self._conversion_evidence.of(names, owners, said, converted, known, self.buffer.entries)
-        self._ever = place_rates(places, at, converted, known)
-        self._slope = lure_slope(reference[at], lure[at], converted, known)
-        offset = (reference + self._slope * lure)[:, None].astype(np.float32)
-        expected = expit(self._predict_target("converts", some) + offset)[at]
-        open_ = ~(done | converted)
-        later = np.where(open_[:, None], still_to_come(expected, arrived[:, None]), converted[:, None])
-        weight = np.array([self.buffer.weight(name) for name in names])
-        mass = np.zeros((len(rows), self.config.heads), np.float32)
-        total = np.zeros_like(mass)
-        np.add.at(mass, at, weight)
-        np.add.at(total, at, weight * later.astype(np.float32))
-        chosen = self._rows_of_pass(len(rows))
-        share = np.float32(len(rows) / len(chosen))
-        part = some[chosen] if len(chosen) < len(rows) else some
-        passes = CONVERTS_PASSES * self.config.steps
-        heads.fit(part, mass[chosen] * share, total[chosen] * share, "logistic", passes, offset[chosen])
-        by_text = some @ heads.weights()
-        rate = expit(by_text + offset)
-        heads.learn_scales(some, np.asarray((mass * rate * (1 - rate)).mean(axis=1), np.float64))
-        by_lure, by_what = (trusts(nats, self._references.places) for nats in self._evidence)
-        of = [campaign_of(place) for place in places]
-        trusted = np.array([by_lure[name] for name in of]) * self._slope * lure
-        trusted += np.array([by_what[name] for name in of]) * by_text.mean(axis=1, dtype=np.float64)
-        self._yardsticks = _yardsticks(places, trusted)
-
-    def _said_of_conversions(
-        self,
-        x: sparse.csr_matrix,
-        lure: NDArray[np.float64],
-        places: list[str],
-        at: NDArray[np.intp],
-        owners: list[str],
-    ) -> Said:
-        """What was said of each click by all that was known before this increment; the others are the rate of its
-        place, that at this moment, and that since ever. `x` csr[R, F], the `lure` float64[R] and `places` of its rows,
-        `at` int[n] each click's row, `owners` its campaign."""
-        heads, earlier = self._outputs["converts"], self._earlier
-        offset = np.array([[earlier.places.get(place, self._references.places[place])] for place in places])
-        weights = heads.weights()
-        of_place = weights * (heads.families == Family.INTERCEPT)[:, None]
-        text, place = ((x @ part + offset).mean(axis=1, dtype=np.float64) for part in (weights, of_place))
-        drawn = (self._slope * lure)[at]
-        text, place = text[at], place[at]
-        moment = place + np.array([earlier.moments.get(owner, 0.0) for owner in owners])
-        ever = np.array([self._ever.get(places[row], own) for row, own in zip(at, place, strict=True)])
-        return Said(text + drawn, place + drawn, (place, moment, ever))
+    def _fit_converts(self, x: sparse.csr_matrix) -> None:
+        """What clicks convert at that nobody pays for (guard.py)."""
+        entries = self.buffer.entries
+        clicked = [(name, entry) for name, entry in entries.items() if entry.click and watched(entry)]
+        lures = x @ self._outputs["click"].weights().mean(axis=1, dtype=np.float64)
+        self._guard.fit(
+            self._outputs["converts"],
+            Clicks(x, self._place_of_row, lures, clicked, self.buffer.weight, entries),
+            self._conversions_arrived,
+            lambda some: self._predict_target("converts", some),
+            self._rows_of_pass,
+        )
 
     def resume(self, evidence: LureText) -> None:
         """Go on from what an earlier process had found about texts and conversions (`CriticView.evidence`)."""
-        self._conversion_evidence.resume(evidence)
-        self._evidence = evidence
-
-    def _place_of(self, entry: Entry) -> str:
-        return self._place_of_row[entry.row]
+        self._guard.resume(evidence)
 
     def _conversions_arrived(self, clicked: list[Entry]) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
         return self._arrivals.conversions(clicked, self._now_ms)
@@ -472,28 +399,12 @@ class Critic:
                 weights = _narrowed(heads.weights()[order], self.config.spread)
                 scale = heads.scale * np.float32(self.config.spread)
                 outputs[name] = OutputView(weights * unit, scale * unit, heads.salt, offset)
-        guarded = "converts" in outputs and bool(self._references.places)
-        figures = {"traffic": self._traffic.shares()}
-        figures |= {"lure_evidence": self._evidence.lure, "text_evidence": self._evidence.text}
-        if guarded:
-            figures |= {"guard": self._references.places, "yardstick": self._yardsticks}
-            figures |= {"lure": self._references.lures, "slope": {SLOPE: self._slope}}
+        figures = {"traffic": self._traffic.shares(), **self._guard.figures("converts" in outputs)}
         return CriticView(ids[order], outputs, figures)
 
 
 def _segment(campaign: Campaign, context: Mapping[str, Scalar]) -> str:
     return str(context.get("segment", campaign.segments[0]))
-
-
-def _yardsticks(places: Sequence[str], beside: NDArray[np.float64]) -> dict[str, float]:
-    """The middle of what a place's clicked texts convert at, each counted once, in log-odds beside the place's newest
-    clicks; by place where it has LEAST_TEXTS of them, by campaign for the others. `beside` float64[R], of a text of
-    each of the `places`."""
-    of = np.array(places)
-    owners = np.array([campaign_of(place) for place in places])
-    found = {str(owner): float(np.median(beside[owners == owner])) for owner in np.unique(owners)}
-    names, counts = np.unique(of, return_counts=True)
-    return found | {str(name): float(np.median(beside[of == name])) for name in names[counts >= LEAST_TEXTS]}
 
 
 def _narrowed(weights: Floats, spread: float) -> Floats:
