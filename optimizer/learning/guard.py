@@ -51,8 +51,8 @@ class Clicks(NamedTuple):
 
 class _Rows(NamedTuple):
     """The R rows that have clicks: features, place, campaign, what the place converts at in log-odds and how much
-    likelier a click on each is than on the place's clicked ones, float64[R]; of n clicks, the oldest first, the row `at`
-    int[n]."""
+    likelier a click on each is than on the place's clicked ones, float64[R]; of n clicks, the oldest first, the row
+    `at` int[n]."""
 
     x: sparse.csr_matrix
     places: list[str]
