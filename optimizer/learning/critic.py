@@ -73,7 +73,7 @@ class CriticConfig:
     prior: float = 1.0
     spread: float = 0.5
     shared_evidence: bool = False
-    kept_at_drift: float = 0.2
+    kept_at_drift: float = 0.05
     guard: bool = True
     age_classes: int = 12
     delays_kept: int = 4_000
