@@ -353,7 +353,7 @@ def test_chance_makes_no_bait_of_texts_that_convert_alike(rate: float) -> None:
         worth.append(worths(critic, made))
     assert np.mean(worth) > 0.75
     assert np.mean([some[0] for some in worth]) > 0.8
-    assert np.min([some[0] for some in worth]) > 0.4
+    assert np.min([some[0] for some in worth]) > 0.3
 
 
 def test_a_campaign_that_converts_a_tenth_as_often_as_another_has_its_own_measure() -> None:
