@@ -115,7 +115,7 @@ def place_rates(
     """
     names, which = np.unique(np.array(places), return_inverse=True)
     of = which[at]
-    sold = np.bincount(of, weights=converted, minlength=len(names))
+    sold = np.bincount(of, weights=converted, minlength=len(names)).astype(np.float64)
     told = np.maximum(np.bincount(of, weights=known, minlength=len(names)), sold)
     rates = logit(np.clip(shared_rates(sold, told), *RATES))
     found = dict(zip(names.tolist(), rates.tolist(), strict=True))

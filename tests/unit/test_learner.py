@@ -18,6 +18,7 @@ from optimizer.learning.base import load_policy
 from optimizer.learning.config import LearnerConfig
 from optimizer.learning.critic import CriticConfig
 from optimizer.learning.learner import Learner
+from optimizer.learning.reference import LureText
 from optimizer.learning.update import UpdateConfig
 from optimizer.learning.view import CriticView
 from optimizer.stream.log import Append, TopicPartition
@@ -48,6 +49,14 @@ def play(loop: Loop, learner: Learner, rounds: int, seed: int = 0) -> None:
 
 def tensors(loop: Loop, version: str) -> dict[str, torch.Tensor]:
     return loop.store.policy_tensors(version, load_policy(loop.base).trainable(), loop.base.digest)
+
+
+def test_what_was_found_about_conversions_outlives_a_restart(tiny_loop: Loop) -> None:
+    learner = tiny_loop.learner()
+    found = LureText({"default/c1": 1.5}, {"default/c1": -2.0})
+    learner.critic.resume(found)
+    learner.increment()
+    assert tiny_loop.learner().critic.view().evidence == found
 
 
 def record(loop: Loop, version: str, stage: Stage) -> None:
