@@ -137,7 +137,7 @@ def publish(loop: Loop, change: float, traffic: dict[str, float] | None = None) 
     reference = loop.store.versions()[0]
     moved = {name: value.detach() + change for name, value in load_policy(loop.base).trainable().items()}
     critic = CriticView.from_bytes(loop.store.critic_bytes(reference), reference)
-    told = CriticView(critic._ids, critic._outputs, {"traffic": traffic}).to_bytes()
+    told = CriticView(critic._ids, critic._outputs, {"traffic": traffic or {}}).to_bytes()
     manifest = loop.store.publish(moved, told, parent=reference, base=loop.base.digest, created_ts=0, facts={})
     record(loop, manifest.version)
     return manifest.version
