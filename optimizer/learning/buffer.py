@@ -7,7 +7,6 @@ for full passes."""
 from __future__ import annotations
 
 import zlib
-from collections import deque
 from collections.abc import Hashable
 from typing import NamedTuple
 
@@ -87,8 +86,6 @@ class ReplayBuffer:
         # Old evidence is made light by making new evidence heavy: sums need not be touched, and what a late revision
         # takes back is what was once put in.
         self._unit = 1.0
-        # While learning is paused nobody takes them.
-        self._known: deque[tuple[int, int]] = deque(maxlen=capacity)
 
     def discount(self, share: float) -> None:
         """What has been seen so far counts only `share` (0 to 1) of what comes from now on."""
@@ -103,12 +100,6 @@ class ReplayBuffer:
             sums /= self._unit
         self.entries = {name: entry._replace(mass=entry.mass / self._unit) for name, entry in self.entries.items()}
         self._unit = 1.0
-
-    def take_known(self) -> NDArray[np.int64]:
-        """int[m, 2]: (row, click 0 or 1) of the decisions of which that has become known since the last call."""
-        known = np.array(self._known, np.int64).reshape(-1, 2)
-        self._known.clear()
-        return known
 
     @property
     def rows(self) -> int:
@@ -170,10 +161,6 @@ class ReplayBuffer:
         before = self.entries.pop(name, None)
         if before is not None:
             entry = entry._replace(mass=before.mass)
-        if entry.click and not (before and before.click):
-            self._known.append((row, 1))
-        elif entry.closed and not entry.click and (before is None or name in self._open):
-            self._known.append((row, 0))
         if before is not None:
             self._count(name, before, -1.0)
         self.entries[name] = entry
@@ -224,7 +211,6 @@ class ReplayBuffer:
             if age > entry.click_window_ms:
                 del self._open[name]
                 self._settled[entry.row] += entry.mass * self.bootstrap(name)
-                self._known.append((entry.row, 0))
             else:
                 rows.append(entry.row)
                 ages.append(max(0, age))

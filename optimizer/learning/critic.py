@@ -106,6 +106,7 @@ class Critic:
         self._columns: dict[int, int] = {}
         self._new_ids: list[int] = []
         self._new_families: list[int] = []
+        self._of_context: list[bool] = []
         self._indices = np.zeros(1024, np.int64)
         self._indptr: list[int] = [0]
         self._target: dict[str, Floats] = {}
@@ -177,15 +178,19 @@ class Critic:
         return row
 
     def _write_row(self, *sets: FeatureSet) -> None:
+        """The text's features, then the context's."""
+        of_context = np.repeat([False, True], [len(features.ids) for features in sets])
         ids = np.concatenate([features.ids for features in sets])
         families = np.concatenate([features.families for features in sets])
         columns = np.empty(len(ids), np.int64)
-        for at, (name, family) in enumerate(zip(ids.tolist(), families.tolist(), strict=True)):
+        each = zip(ids.tolist(), families.tolist(), of_context.tolist(), strict=True)
+        for at, (name, family, context) in enumerate(each):
             column = self._columns.get(name)
             if column is None:
                 column = self._columns[name] = len(self._columns)
                 self._new_ids.append(name)
                 self._new_families.append(family)
+                self._of_context.append(context)
             columns[at] = column
         start, end = self._indptr[-1], self._indptr[-1] + len(columns)
         while end > len(self._indices):
@@ -214,7 +219,7 @@ class Critic:
         self._increments += 1
         x = self._matrix(np.arange(count))
         open_ = self.buffer.settle(self._now_ms)
-        self._watch_drift(x)
+        self._watch_drift()
         self._foresee(x)
         totals = self.buffer.totals()
         mass, total = totals.clicked + totals.settled, totals.clicked.copy()
@@ -238,24 +243,22 @@ class Critic:
         self._fit_values(x, mass - totals.clicked, totals.unclicked_extra)
         return norm
 
-    def _watch_drift(self, x: sparse.csr_matrix) -> None:
-        """Compare the clicks that have become known with what was expected of them before they were learnt from, and
-        make the past light where the world has changed."""
-        known = self.buffer.take_known()
-        if not len(known) or not self._outputs["click"].trained:
-            return
-        expected = expit(x[known[:, 0]] @ self._outputs["click"].weights() + self._offset).mean(axis=1).sum()
-        self.drift = self.drift.after(float(known[:, 1].sum()), float(expected))
+    def _watch_drift(self) -> None:
+        """Compare the clicks on decisions whose click window is over with what was expected of them before they were
+        learnt from, and make the past light where the world has changed. Not sooner: clicks are told of at once and
+        their absence when the window closes, so that where traffic falls the newest clicks would seem too few."""
+        clicks, expected = self.forecasts.settle(self._now_ms)
+        self.drift = self.drift.after(clicks, expected)
         if self.drift.alarm:
             logger.warning("clicks have fallen far below what was expected: what was learnt before counts less now")
             self.drifts += 1
             self.drift = self.drift.reset()
+            self.forecasts.renew()
             self.buffer.discount(self.config.kept_at_drift)
 
     def _foresee(self, x: sparse.csr_matrix) -> None:
         """Note what the published heads say of the decisions that are new, before they are learnt from; nothing of what
         is read again after a restart (`replaying`), since it was decided by other heads."""
-        self.forecasts.settle(self._now_ms)
         entries = self.buffer.entries
         names = [name for name in self._unforeseen if name in entries]
         self._unforeseen.clear()
@@ -350,10 +353,12 @@ class Critic:
         """What clicks convert at that nobody pays for (guard.py)."""
         entries = self.buffer.entries
         clicked = [(name, entry) for name, entry in entries.items() if entry.click and watched(entry)]
-        lures = x @ self._outputs["click"].weights().mean(axis=1, dtype=np.float64)
+        # Without the context: a device on which more is clicked and less is bought makes no text bait.
+        by_text = np.where(self._of_context, 0.0, self._outputs["click"].weights().mean(axis=1, dtype=np.float64))
+        lures = x @ by_text
         self._guard.fit(
             self._outputs["converts"],
-            Clicks(x, self._place_of_row, lures, clicked, self.buffer.weight, entries),
+            Clicks(x, self._place_of_row, lures, clicked, self.buffer.weight, entries, self.replaying),
             self._conversions_arrived,
             lambda some: self._predict_target("converts", some),
             self._rows_of_pass,

@@ -6,6 +6,8 @@ import heapq
 import math
 import zlib
 
+import numpy as np
+
 from optimizer.learning.buffer import Entry
 from optimizer.maths.calibration import Calibration
 from optimizer.types import Scalar
@@ -24,7 +26,8 @@ class Forecasts:
         self.calibration = Calibration()
         self._capacity = capacity
         self._one_in = 1
-        self._waiting: list[tuple[float, str, float]] = []
+        self._waiting: list[tuple[float, str, float, int]] = []
+        self._renewed = 0
         self._clicked: dict[str, bool] = {}
 
     def note(self, name: str, p: float, entry: Entry) -> None:
@@ -32,27 +35,34 @@ class Forecasts:
         if not math.isfinite(p) or not self._chosen(name):
             return
         due = entry.impression_ts + (1.0 + GRACE) * entry.click_window_ms
-        heapq.heappush(self._waiting, (due, name, p))
+        heapq.heappush(self._waiting, (due, name, p, self._renewed))
         self._clicked[name] = entry.click > 0
         while len(self._waiting) > self._capacity:
             self._one_in *= 2
             self._waiting = [one for one in self._waiting if self._chosen(one[1])]
             heapq.heapify(self._waiting)
-            self._clicked = {name: self._clicked[name] for _, name, _ in self._waiting}
+            self._clicked = {name: self._clicked[name] for _, name, *_ in self._waiting}
 
     def revise(self, name: str, entry: Entry) -> None:
         """A decision's outcome has been revised."""
         if name in self._clicked:
             self._clicked[name] = entry.click > 0
 
-    def settle(self, now_ms: int) -> None:
-        """Compare what was said with what came, where that is waited for no longer at `now_ms`."""
-        said, came = [], []
+    def settle(self, now_ms: int) -> tuple[float, float]:
+        """Compare what was said with what came, where that is waited for no longer at `now_ms`: the clicks of those
+        decisions, and how many of them were expected, without what was said before `renew`."""
+        said, came, new = [], [], []
         while self._waiting and self._waiting[0][0] < now_ms:
-            _, name, p = heapq.heappop(self._waiting)
+            _, name, p, renewed = heapq.heappop(self._waiting)
             said.append(p)
             came.append(float(self._clicked.pop(name)))
+            new.append(renewed == self._renewed)
         self.calibration = self.calibration.after(said, came)
+        return float(np.dot(came, new)), float(np.dot(said, new))
+
+    def renew(self) -> None:
+        """Who predicts has changed: what was said so far counts for the calibration alone."""
+        self._renewed += 1
 
     def _chosen(self, name: str) -> bool:
         return zlib.crc32(name.encode()) // 7 % self._one_in == 0

@@ -1,9 +1,9 @@
 """How often a click converts that nobody pays for: the critic's fourth output, learnt beside the place's newest clicks.
 
-In log-odds: what the place's newest clicks convert at (reference.py), plus a slope times how much likelier a click on
-this text is than on those (bait shows as a slope under zero, and one slope is learnt sooner than what each of its many
-words does), plus what the text's features say. How far slope and features are trusted is learnt beside them
-(maths/guard.py)."""
+In log-odds: what the place's newest clicks convert at (reference.py), plus the campaign's slope times how much
+likelier a click on this text is than on those (bait shows as a slope under zero, and one slope is learnt sooner than
+what each of its many words does), plus what the text's features say. How far slope and features are trusted is learnt
+beside them (maths/guard.py)."""
 
 from __future__ import annotations
 
@@ -25,12 +25,13 @@ from optimizer.learning.reference import (
     LureText,
     RecentClicks,
     Said,
+    of_each,
     place_rates,
 )
 from optimizer.learning.traffic import campaign_of
-from optimizer.learning.view import SLOPE, trusts
+from optimizer.learning.view import trusts
 from optimizer.maths.delay import still_to_come
-from optimizer.maths.guard import lure_slope
+from optimizer.maths.guard import beside_their_time, lure_slopes
 
 Floats = NDArray[np.float64]
 LEAST_TEXTS = 8  # clicked texts of which a place's middle is taken
@@ -39,7 +40,8 @@ LEAST_TEXTS = 8  # clicked texts of which a place's middle is taken
 class Clicks(NamedTuple):
     """What is known of clicks: `x` csr[R, F], the features of all rows, their `places` and `lures` float64[R] (log-odds
     of a click on them); the decisions that were `clicked` and can convert; the heads' bootstrap `weight` of a decision,
-    float32[H]; all decisions that are `held`."""
+    float32[H]; all decisions that are `held`. `replayed`: they were decided long ago, and what was said of them then is
+    not known."""
 
     x: sparse.csr_matrix
     places: Sequence[str]
@@ -47,6 +49,7 @@ class Clicks(NamedTuple):
     clicked: list[tuple[str, Entry]]
     weight: Callable[[str], NDArray[np.float32]]
     held: Mapping[str, Entry]
+    replayed: bool = False
 
 
 class _Rows(NamedTuple):
@@ -70,7 +73,7 @@ class Guard:
         self._passes = passes
         self._recent = RecentClicks()
         self._references = self._earlier = NOTHING
-        self._slope = 0.0
+        self._slopes: dict[str, float] = {}
         self._ever: dict[str, float] = {}
         self._told = ConversionEvidence()
         self._evidence = LureText({}, {})
@@ -93,7 +96,7 @@ class Guard:
         }
         if trained and self._references.places:
             found |= {"guard": self._references.places, "yardstick": self._yardsticks}
-            found |= {"lure": self._references.lures, "slope": {SLOPE: self._slope}}
+            found |= {"lure": self._references.lures, "slope": self._slopes}
         return found
 
     def fit(
@@ -122,12 +125,15 @@ class Guard:
         at = rows.at
         done, share = arrived(entries)
         converted, known = np.array([entry.converted for entry in entries]), np.where(done, 1.0, share)
-        said = self._said(heads, rows)
+        said = self._said(heads, rows, clicks.replayed)
         owners = [rows.owners[row] for row in at]
         self._evidence = self._told.of(names, owners, said, converted, known, clicks.held)
         self._ever = place_rates(rows.places, at, converted, known)
-        self._slope = lure_slope(rows.reference[at], rows.lure[at], converted, known)
-        offset = (rows.reference + self._slope * rows.lure)[:, None].astype(np.float32)
+        self._slopes = self._learn_slopes(rows, converted, known)
+        # As far as the slope is trusted, as in serving: otherwise the features would learn to undo the rest of it.
+        trust = trusts(self._evidence.lure, self._references.places)
+        drawn = np.array([trust[owner] for owner in rows.owners]) * self._drawn(rows)
+        offset = (rows.reference + drawn)[:, None].astype(np.float32)
         expected = expit(target(rows.x) + offset)[at]
         later = np.where((done | converted)[:, None], converted[:, None], still_to_come(expected, share[:, None]))
         weight = np.array([clicks.weight(name) for name in names])
@@ -141,7 +147,20 @@ class Guard:
         by_text = rows.x @ heads.weights()
         rate = expit(by_text + offset)
         heads.learn_scales(rows.x, np.asarray((mass * rate * (1 - rate)).mean(axis=1), np.float64))
-        self._yardsticks = self._middles(rows, by_text.mean(axis=1, dtype=np.float64))
+        self._yardsticks = self._middles(rows, drawn, by_text.mean(axis=1, dtype=np.float64))
+
+    def _learn_slopes(self, rows: _Rows, converted: NDArray[np.bool_], known: Floats) -> dict[str, float]:
+        _, place = np.unique(rows.places, return_inverse=True)
+        owners, owner = np.unique(rows.owners, return_inverse=True)
+        _, tenant = np.unique([name.split("/", 1)[0] for name in owners], return_inverse=True)
+        at = rows.at
+        offset, lure = beside_their_time(place[at], converted, known, rows.lure[at])
+        slopes = lure_slopes(offset, lure, converted, known, owner[at], tenant)
+        return dict(zip(owners.tolist(), slopes.tolist(), strict=True))
+
+    def _drawn(self, rows: _Rows) -> Floats:
+        """By how much the slope moves each row's log-odds, float64[R]."""
+        return np.array([self._slopes.get(owner, 0.0) for owner in rows.owners]) * rows.lure
 
     def _rows(self, clicks: Clicks, entries: list[Entry]) -> _Rows:
         rows, at = np.unique([entry.row for entry in entries], return_inverse=True)
@@ -152,31 +171,33 @@ class Guard:
         owners = [campaign_of(place) for place in places]
         return _Rows(clicks.x[rows], places, owners, reference, clicks.lures[rows] - usual, at)
 
-    def _said(self, heads: Heads, rows: _Rows) -> Said:
+    def _said(self, heads: Heads, rows: _Rows, replayed: bool) -> Said:
         """What was said of each click by all that was known before this increment; the others are the rate of its
-        place, that at this moment, and that since ever."""
+        place, that at this moment, and that since ever. What is `replayed` says nothing: the heads may know it."""
         places, at = rows.places, rows.at
         before = [self._earlier.places.get(place, now) for place, now in zip(places, rows.reference, strict=True)]
         offset = np.array(before)[:, None]
         weights = heads.weights()
         of_place = weights * (heads.families == Family.INTERCEPT)[:, None]
         text, place = ((rows.x @ part + offset).mean(axis=1, dtype=np.float64)[at] for part in (weights, of_place))
-        drawn = (self._slope * rows.lure)[at]
+        if replayed:
+            return Said(place, place, (place, place, place))
+        drawn = self._drawn(rows)[at]
         moment = place + np.array([self._earlier.moments.get(rows.owners[row], 0.0) for row in at])
         ever = np.array([self._ever.get(places[row], own) for row, own in zip(at, place, strict=True)])
-        return Said(text + drawn, place + drawn, (place, moment, ever))
+        trust = trusts(self._evidence.lure, self._references.places)
+        trusted = np.array([trust[owner] for owner in rows.owners])[at] * drawn
+        return Said(text + trusted, place + drawn, (place, moment, ever))
 
-    def _middles(self, rows: _Rows, by_text: Floats) -> dict[str, float]:
+    def _middles(self, rows: _Rows, drawn: Floats, by_text: Floats) -> dict[str, float]:
         """The middle of what a place's clicked texts convert at as far as that is trusted, each counted once, in
         log-odds beside the place's newest clicks; by place where it has LEAST_TEXTS of them, by campaign for the
         others."""
-        lure, text = (trusts(nats, self._references.places) for nats in self._evidence)
-        beside = np.array([lure[owner] for owner in rows.owners]) * self._slope * rows.lure
-        beside += np.array([text[owner] for owner in rows.owners]) * by_text
+        trust = trusts(self._evidence.text, self._references.places)
+        beside = drawn + np.array([trust[owner] for owner in rows.owners]) * by_text
         found = {}
         for names, least in ((rows.owners, 1), (rows.places, LEAST_TEXTS)):
-            of = np.array(names)
-            for name, count in zip(*np.unique(of, return_counts=True), strict=True):
-                if count >= least:
-                    found[str(name)] = float(np.median(beside[of == name]))
+            for name, own in of_each(names):
+                if len(own) >= least:
+                    found[name] = float(np.median(beside[own]))
         return found

@@ -88,18 +88,26 @@ class RecentClicks:
         of = np.bincount(at, weights=known, minlength=len(names))
         drawn = np.bincount(at, weights=lure(every), minlength=len(names)) / np.bincount(at, minlength=len(names))
         lures = dict(zip(names, drawn.tolist(), strict=True))
-        owners = np.array([campaign_of(name) for name in names])
+        owners = [campaign_of(name) for name in names]
+        by_place = np.split(np.arange(len(at)), np.flatnonzero(np.diff(at)) + 1)
         when = np.array([one.click_ts for one in every], np.int64)
         moments = {}
-        for owner in dict.fromkeys(owners.tolist()):
-            own = np.flatnonzero(owners == owner)
+        for owner, own in of_each(owners):
             places[owner] = float(logit(np.average(rates[own], weights=of[own] + 1.0)))
             lures[owner] = float(drawn[own].mean())
-            newest = np.flatnonzero(owners[at] == owner)
+            newest = np.concatenate([by_place[place] for place in own])
             newest = newest[np.argsort(when[newest], kind="stable")[-MOMENT_CLICKS:]]
             expected = float((rates[at[newest]] * known[newest]).sum())
             moments[owner] = float(np.log((sold[newest].sum() + MOMENT_PRIOR) / (expected + MOMENT_PRIOR)))
         return References(places, lures, moments)
+
+
+def of_each(names: Sequence[str]) -> list[tuple[str, NDArray[np.intp]]]:
+    """Each distinct name, and where it stands, ascending."""
+    distinct, which = np.unique(np.array(names), return_inverse=True)
+    order = np.argsort(which, kind="stable")
+    parts = np.split(order, np.flatnonzero(np.diff(which[order])) + 1)
+    return list(zip(distinct.tolist(), parts, strict=True))
 
 
 def place_rates(
@@ -181,10 +189,9 @@ class ConversionEvidence:
         told = np.array([self._said[name] for name in names], np.float64)
         before = np.clip(expit(told.T), 1e-6, 1.0 - 1e-6)
         logs = np.stack([conversion_logs(one, converted, arrived) for one in before])
-        owners = np.array(campaigns)
         lure, text = dict(self._before.lure), dict(self._before.text)
-        for owner in dict.fromkeys(campaigns):
-            own = logs[:, owners == owner]
+        for owner, which in of_each(campaigns):
+            own = logs[:, which]
             # What came before stands ahead of all that is held, as one more click's evidence.
             lure[owner] = conversion_evidence(*_after(self._before.lure.get(owner, 0.0), own[1], own[2:]))
             # What is said has to tell more than that bait is clicked more.

@@ -44,7 +44,6 @@ FIGURES = {
     "lure": "rates",
     "slope": "steepness",
 }
-SLOPE = "all"
 OUTPUTS = ("click", "clicked", "unclicked", "converts")
 
 
@@ -91,8 +90,8 @@ class CriticView:
         clicks; `traffic`, each place's share of the newest decisions (traffic.py); `lure_evidence` and `text_evidence`,
         of each campaign, nats that how likely a text is clicked matters for conversions, and besides what it says
         (maths/guard.py); `yardstick`, the middle of what a place's or campaign's clicked texts convert at, in log-odds
-        beside its newest clicks; `lure`, the mean log-odds of a click on the texts of those, and `slope`, under SLOPE,
-        by how much they move a click's log-odds to convert."""
+        beside its newest clicks; `lure`, the mean log-odds of a click on the texts of those, and `slope`, by
+        campaign, by how much they move a click's log-odds to convert."""
         told = figures or {}
         self._ids = ids
         self._outputs = outputs
@@ -185,7 +184,7 @@ class CriticView:
         if reference is None or "converts" not in base:
             return None
         lure = np.asarray(base["click"], np.float64).mean(axis=1) - self._lures.get(place, self._lures.get(name, 0.0))
-        drawn = self._slopes.get(SLOPE, 0.0) * lure
+        drawn = self._slopes.get(name, 0.0) * lure
         said = np.asarray(base["converts"], np.float64).mean(axis=1)
         converts = expit(reference + self.trust.lure[name] * drawn + self.trust.text[name] * said)
         beside = self._yardsticks.get(place, self._yardsticks.get(name, -math.inf))

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import minimize_scalar
-from scipy.special import betaln, expit, logsumexp
+from scipy.special import betaln, expit, logit, logsumexp
 
 Floats = NDArray[np.float64]
 
@@ -14,7 +13,9 @@ POWER = 2.0
 QUANTILE, SLACK = 0.75, 0.9
 PRIOR_TRUST = 4.0  # log-odds that texts differ, before any evidence: a guard that waits for proof comes after the bait
 LEAST_OWN, LEAST_OTHERS, MOST_OTHERS = -7.0, -6.0, 2.0  # nats
-SLOPE_SCALE, STEEPEST = 1.0, 5.0
+SLOPE_SCALE, BETWEEN = 1.0, 0.5
+SLOPES = np.linspace(-5.0, 5.0, 41)
+NEAR, NEAR_PRIOR = 100, 10.0  # clicks
 CLICKS = 2.0 ** np.arange(8)[:, None]  # what the places' shared prior may count as, in clicks of one of them
 
 
@@ -52,27 +53,77 @@ def conversion_logs(said: Floats, converted: NDArray[np.bool_], arrived: Floats)
     return np.asarray(np.where(converted, np.log(said), np.log1p(-said * arrived)), np.float64)
 
 
-def lure_slope(offset: Floats, lure: Floats, converted: NDArray[np.bool_], arrived: Floats) -> float:
-    """By how much the log-odds that a click converts change with the log-odds that its text is clicked: the posterior's
-    mode under a normal prior of standard deviation SLOPE_SCALE.
+def lure_slopes(
+    offset: Floats,
+    lure: Floats,
+    converted: NDArray[np.bool_],
+    arrived: Floats,
+    campaigns: NDArray[np.intp],
+    tenants: NDArray[np.intp],
+) -> Floats:
+    """By how much the log-odds that a click converts change with the log-odds that its text is clicked, float64[C] by
+    campaign: posterior means of a hierarchical model, normal around the tenant's slope (standard deviation BETWEEN),
+    and that around 0 (SLOPE_SCALE in all), exact but for the grid.
 
     Bait is what draws clicks from people who never buy: it shows as a slope under 0. Its words are many and each has
     few clicks, so that one by one they are found out late; the slope is learnt from all clicks together, and holds for
-    text that nobody has clicked yet.
+    text that nobody has clicked yet. A tenant's campaigns teach each other; another tenant's bait says nothing here.
 
     Args:
       offset: float64[n], log-odds of a conversion where the lure is 0.
-      lure: float64[n], log-odds of a click on each text beside the place's clicked ones.
+      lure: float64[n], log-odds of a click on each text beside those clicked around it.
       converted, arrived: as for `conversion_logs`.
+      campaigns: int[n], each click's index into the C campaigns; `tenants` int[C], equal numbers belong together.
     """
-    if not len(lure):
-        return 0.0
-
-    def loss(slope: float) -> float:
+    logs = np.empty((len(tenants), len(SLOPES)))
+    for at, slope in enumerate(SLOPES):
         said = np.clip(expit(offset + slope * lure), 1e-9, 1.0 - 1e-9)
-        return float(0.5 * (slope / SLOPE_SCALE) ** 2 - conversion_logs(said, converted, arrived).sum())
+        each = conversion_logs(said, converted, arrived)
+        logs[:, at] = np.bincount(campaigns, weights=each, minlength=len(tenants))
+    near = -0.5 * ((SLOPES - SLOPES[:, None]) / BETWEEN) ** 2
+    near -= logsumexp(near, axis=1, keepdims=True)
+    # Of each campaign, how likely its clicks are by its tenant's slope; then the tenant's slope by the others' clicks.
+    by_tenants_slope = logsumexp(near + logs[:, None, :], axis=2)
+    sums = np.zeros((int(tenants.max(initial=-1)) + 1, len(SLOPES)))
+    np.add.at(sums, tenants, by_tenants_slope)
+    others = sums[tenants] - by_tenants_slope - 0.5 * SLOPES**2 / (SLOPE_SCALE**2 - BETWEEN**2)
+    posterior = logsumexp(others[:, :, None] + near, axis=1) + logs
+    posterior -= logsumexp(posterior, axis=1, keepdims=True)
+    return np.asarray(np.exp(posterior) @ SLOPES, np.float64)
 
-    return float(minimize_scalar(loss, bounds=(-STEEPEST, STEEPEST), method="bounded").x)
+
+def beside_their_time(
+    places: NDArray[np.intp], converted: NDArray[np.bool_], arrived: Floats, lure: Floats
+) -> tuple[Floats, Floats]:
+    """What the clicks around each convert at in log-odds, and its lure beside theirs: float64[n] each.
+
+    Around it are NEAR clicks before and after of the same place, so that neither a place's own people nor time (a sale,
+    a shop that sells less and less while better texts are found) is taken for a slope. Of few clicks the rate is drawn
+    towards the place's own, that towards all places'.
+
+    Args:
+      places: int[n], each click's place; clicks are the oldest first.
+      converted, arrived: as for `conversion_logs`.
+      lure: float64[n], log-odds of a click on each text.
+    """
+    order = np.argsort(places, kind="stable")
+    first = np.searchsorted(places[order], places[order], side="left")
+    end = np.searchsorted(places[order], places[order], side="right")
+    at = np.arange(len(order))
+    low, high = np.maximum(at - NEAR, first), np.minimum(at + NEAR + 1, end)
+
+    def around(values: Floats, low: NDArray[np.intp], high: NDArray[np.intp]) -> Floats:
+        sums = np.concatenate([[0.0], np.cumsum(values[order])])
+        return np.asarray(sums[high] - sums[low], np.float64)
+
+    sold, known = converted.astype(np.float64), np.maximum(arrived, converted)
+    common = (sold.sum() + 0.5) / (known.sum() + 1.0)
+    ever = (around(sold, first, end) + common * NEAR_PRIOR) / (around(known, first, end) + NEAR_PRIOR)
+    now = (around(sold, low, high) + ever * NEAR_PRIOR) / (around(known, low, high) + NEAR_PRIOR)
+    offset, beside = np.empty(len(order)), np.empty(len(order))
+    offset[order] = logit(np.clip(now, 1e-6, 1.0 - 1e-6))
+    beside[order] = lure[order] - around(lure, low, high) / (high - low)
+    return offset, beside
 
 
 def conversion_evidence(by_text: Floats, others: Floats) -> float:

@@ -165,15 +165,3 @@ def test_what_came_before_a_discount_counts_its_share_and_a_late_revision_takes_
 def test_an_impossible_discount_is_refused(share: float) -> None:
     with pytest.raises(ValueError, match="share"):
         ReplayBuffer(HEADS).discount(share)
-
-
-def test_each_decision_becomes_known_once() -> None:
-    buffer = filled(ReplayBuffer(HEADS), [(0, record(name, 1, "open")) for name in "abc"])
-    assert buffer.take_known().tolist() == []
-    buffer.add(0, record("a", 2, "clicked"))
-    buffer.add(0, record("a", 3, "converted"))
-    buffer.add(0, record("b", 2, "closed"))
-    assert buffer.take_known().tolist() == [[0, 1], [0, 0]]
-    buffer.settle(START_MS + WINDOW + 1)
-    buffer.add(0, record("c", 2, "closed"))
-    assert buffer.take_known().tolist() == [[0, 0]]

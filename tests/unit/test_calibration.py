@@ -153,6 +153,19 @@ def test_what_is_read_again_after_a_restart_tells_nothing_of_the_heads_of_now() 
     assert critic.forecasts.calibration.total == 1
 
 
+def test_what_was_said_before_a_change_counts_for_the_calibration_alone() -> None:
+    critic, now = taught()
+    forecasts = Forecasts()
+    for n in range(8):
+        if n == 4:
+            forecasts.renew()
+        show(critic, f"d{n}", now, now, click=n % 4 == 0)
+        forecasts.note(f"d{n}", 0.5 if n < 4 else 0.25, critic.buffer.entries[f"d{n}"])
+    assert forecasts.settle(now) == (0.0, 0.0)
+    assert forecasts.settle(now + 100 * HOUR_MS) == (1.0, 1.0)
+    assert forecasts.calibration.total == pytest.approx(8, abs=0.01)
+
+
 def test_more_predictions_than_may_wait_are_thinned_out_evenly() -> None:
     critic, now = taught()
     forecasts = Forecasts(capacity=100)
@@ -161,7 +174,7 @@ def test_more_predictions_than_may_wait_are_thinned_out_evenly() -> None:
         forecasts.note(f"d{n}", 0.25, critic.buffer.entries[f"d{n}"])
     assert 25 <= len(forecasts._waiting) <= 100
     assert len(forecasts._clicked) == len(forecasts._waiting)
-    times = np.array([due for due, _, _ in forecasts._waiting])
+    times = np.array([due for due, *_ in forecasts._waiting])
     # Early ones as well as late ones: less than half of them in any quarter of the time.
     assert np.histogram(times, 4)[0].max() < 0.5 * len(times)
     forecasts.note("odd", math.nan, critic.buffer.entries["d0"])

@@ -61,17 +61,43 @@ def test_a_fall_does_not_become_usual_while_it_is_looked_at() -> None:
 
 def test_expecting_too_much_of_what_looks_best_is_no_change() -> None:
     """Observed clicks stay at 60 % of the expectation: that is learnt as usual before it adds up."""
+    for clicks, expected in ((2.4, 4.0), (12.0, 20.0), (120.0, 200.0)):
+        watch = DriftWatch()
+        for _ in range(500):
+            watch = watch.after(clicks, expected)
+            assert not watch.alarm
+        assert watch.usual == pytest.approx(0.6, abs=0.01)
+
+
+@pytest.mark.parametrize("expected", [0.4, 1.6, 3.0])
+def test_a_fall_is_found_where_a_batch_expects_hardly_a_click(expected: float) -> None:
+    rng = np.random.default_rng(7)
     watch = DriftWatch()
-    for _ in range(30):
-        watch = watch.after(3.0, 4.0)
-    for _ in range(500):
-        watch = watch.after(12.0, 20.0)
+    for clicks in rng.poisson(expected, 2_000):
+        watch = watch.after(float(clicks), expected)
         assert not watch.alarm
+    batches = 0
+    while not watch.alarm:
+        watch = watch.after(float(rng.poisson(0.3 * expected)), expected)
+        batches += 1
+        assert batches * expected < 200
 
 
-def test_reset_begins_anew_and_impossible_counts_are_refused() -> None:
-    watch = DriftWatch(threshold=3.0, warm=0.0).after(0, 30.0)
-    assert watch.alarm
-    assert watch.reset() == DriftWatch(threshold=3.0, warm=0.0)
+def test_after_an_alarm_what_is_usual_stays_and_those_who_predict_have_time_to_follow() -> None:
+    watch = DriftWatch()
+    for _ in range(200):
+        watch = watch.after(15.0, 20.0)
+    while not watch.alarm:
+        watch = watch.after(3.0, 20.0)
+    calm = watch.reset()
+    assert calm.usual == watch.usual == pytest.approx(0.75, abs=0.01)
+    for _ in range(5):  # 100 expected clicks
+        calm = calm.after(3.0, 20.0)
+        assert calm.total == 0.0
+    assert calm.after(3.0, 20.0).total > 0.0
+
+
+def test_impossible_counts_are_refused() -> None:
+    watch = DriftWatch()
     with pytest.raises(ValueError, match="clicks, expected"):
         watch.after(-1, 3.0)
