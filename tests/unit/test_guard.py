@@ -452,7 +452,10 @@ def test_a_campaign_whose_clicks_can_never_convert_is_no_trouble() -> None:
     assert Arrivals(12, 100).share("conversion", 0, np.array([0, 5]), START_MS).tolist() == [1.0, 1.0]
 
 
-def drawn(rng: np.random.Generator, slope: float, arrived: float = 1.0, n: int = 4_000) -> tuple[np.ndarray, ...]:
+FourArrays = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
+
+
+def drawn(rng: np.random.Generator, slope: float, arrived: float = 1.0, n: int = 4_000) -> FourArrays:
     """Offset, lure, converted and arrived of n clicks that convert with a slope; of those conversions a share has
     come."""
     offset, lure = np.full(n, -1.0), rng.normal(size=n)
@@ -472,9 +475,9 @@ def test_a_tenants_campaigns_teach_each_other_a_slope_and_other_tenants_do_not()
     """Campaigns 0 and 1 are baited, 2 is their tenant's and has few clicks, 3 is another tenant's with as few."""
     rng = np.random.default_rng(4)
     parts = [drawn(rng, slope, n=n) for slope, n in ((-1.5, 2_000), (-1.5, 2_000), (0.0, 20), (0.0, 20))]
-    clicks_ = [np.concatenate(each) for each in zip(*parts, strict=True)]
+    offset, lure, converted, arrived = (np.concatenate(each) for each in zip(*parts, strict=True))
     owners = np.repeat(np.arange(4), [2_000, 2_000, 20, 20])
-    found = lure_slopes(*clicks_, owners, np.array([0, 0, 0, 1]))
+    found = lure_slopes(offset, lure, converted, arrived, owners, np.array([0, 0, 0, 1]))
     assert found[:2] == pytest.approx([-1.5, -1.5], abs=0.2)
     alone = lure_slopes(*parts[3], np.zeros(20, np.intp), np.zeros(1, np.intp))
     assert found[3] == pytest.approx(alone[0])
