@@ -198,3 +198,19 @@ def test_a_versions_record_tells_it_as_the_page_reads_it() -> None:
     assert shown["brier"] == told["brier"]
     assert sum(count for count, _, _ in shown["curve"]) == pytest.approx(40, abs=1)
     assert set(calibration_facts(Calibration()).values()) == {None}
+
+
+def test_an_abrupt_fall_makes_what_was_learnt_before_light() -> None:
+    """A text is clicked half of the time, then a fifth: told once, after the click window."""
+    critic, now = taught()
+    for batch in range(40):
+        one_in = 2 if batch < 20 else 5
+        for n in range(80):
+            show(critic, f"e{batch}-{n}", now, now, click=n % one_in == 0)
+        now += 3 * HOUR_MS
+        critic.fit()
+        if batch == 19:
+            assert critic.drifts == 0
+            before = critic.buffer.totals().clicked.sum()
+    assert critic.drifts == 1
+    assert critic.buffer.totals().clicked.sum() < 0.5 * before
