@@ -73,7 +73,7 @@ lint: $(READY) ## ruff: rules and format
 	@$(RUN)/ruff format --check .
 
 type: $(READY) ## mypy --strict, tests included
-	@exec $(RUN)/python -m mypy --strict optimizer serving simulators tests bench
+	@exec $(RUN)/python -m mypy --strict optimizer serving simulators tests bench scripts/*.py
 
 check: lint type test ## lint, type and test
 

@@ -16,9 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from serving.generator import GeneratorConfig
-from simulators.adloop_agent import AdloopAgent
-from simulators.contenders import pool_texts
+from simulators.places import write_pools
 from simulators.worlds import load_world
 from simulators.worlds.catalogue import Masking, shipped
 from simulators.worlds.market import Market
@@ -32,14 +30,10 @@ def written(samples: int) -> dict[str, list[str]]:
     bodies = Market(1).campaigns()
     found: dict[str, dict[str, None]] = defaultdict(dict)
     with tempfile.TemporaryDirectory() as folder:
-        agent = AdloopAgent(bodies, Path(folder) / "data", 1, generator=GeneratorConfig(samples=samples))
-        try:
-            for (campaign_id, _), texts in pool_texts(agent).items():
-                masking = Masking(bodies[campaign_id]["product"])
-                goods = shipped()[campaign_id].goods
-                found[goods].update((masking.masked(slots["headline"]), None) for slots in texts)
-        finally:
-            agent.close()
+        for (campaign_id, _), texts in write_pools(bodies, Path(folder) / "data", 1, size=samples).items():
+            masking = Masking(bodies[campaign_id]["product"])
+            goods = shipped()[campaign_id].goods
+            found[goods].update((masking.masked(slots["headline"]), None) for slots in texts)
     return {goods: list(texts) for goods, texts in found.items()}
 
 

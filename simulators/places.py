@@ -49,8 +49,10 @@ def first_of(texts: Texts, size: int) -> Texts:
     return {place: some[:size] for place, some in texts.items()}
 
 
-def write_pools(bodies: Mapping[str, dict[str, Any]], folder: Path, seed: int, model: str | None = None) -> Texts:
-    """`POOL` distinct texts for each place that pass serving's gate, by the untrained model; fewer where
+def write_pools(
+    bodies: Mapping[str, dict[str, Any]], folder: Path, seed: int, model: str | None = None, size: int = POOL
+) -> Texts:
+    """`size` distinct texts for each place that pass serving's gate, by the untrained model; fewer where
     `ATTEMPTS` x `SAMPLES` samples give fewer, the controls where they give none.
 
     `folder` is empty. Raises ConfigError for a model that can't be had."""
@@ -68,12 +70,12 @@ def write_pools(bodies: Mapping[str, dict[str, Any]], folder: Path, seed: int, m
                     {} if shelf is None else {c.variant_id: c.slots for c in shelf.pool.candidates if not c.rejected}
                 )
                 for _ in range(ATTEMPTS - 1):
-                    if len(found) >= POOL or campaign.rules.require_approval:
+                    if len(found) >= size or campaign.rules.require_approval:
                         break
                     more = agent.generator.fresh(campaign, segment, lambda: False)
                     if more is not None:
                         found |= _passed(more)
-                texts[(campaign.campaign_id, segment)] = list(found.values())[:POOL] or campaign.controls
+                texts[(campaign.campaign_id, segment)] = list(found.values())[:size] or campaign.controls
         return texts
     finally:
         agent.close()
