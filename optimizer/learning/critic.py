@@ -232,11 +232,10 @@ class Critic:
             later = still_to_come(target[open_.row], arrived[:, None]).astype(np.float32)
             np.add.at(mass, open_.row, open_.weight)
             np.add.at(total, open_.row, open_.weight * later)
-        chosen = self._rows_of_pass(count)
+        chosen, each = self._rows_of_pass(count)
         click = self._outputs["click"]
         part = x[chosen] if len(chosen) < count else x
-        share = np.float32(count / len(chosen))
-        norm = click.fit(part, mass[chosen] * share, total[chosen] * share, "logistic", self.config.steps, self._offset)
+        norm = click.fit(part, mass[chosen] * each, total[chosen] * each, "logistic", self.config.steps, self._offset)
         rate = expit(x @ click.weights() + self._offset)
         information = np.asarray((mass * rate * (1 - rate)).mean(axis=1), np.float64)
         click.learn_scales(x, information, shared=self.config.shared_evidence)
@@ -300,14 +299,15 @@ class Critic:
             rewards[clicked] += self._kept(done, arrived) * np.maximum(worth, 0.0).mean(axis=1, dtype=np.float64)
         return shown, rewards, selection
 
-    def _rows_of_pass(self, count: int) -> NDArray[np.intp]:
+    def _rows_of_pass(self, count: int) -> tuple[NDArray[np.intp], Floats]:
+        """(rows int[r], float32[r, 1] how many rows each stands for)."""
         limit = self.config.rows_per_pass
         if count <= limit:
-            return np.arange(count)
-        # The newest rows are always there; the others take turns.
-        newest = np.arange(count - limit // 4, count)
-        others = self._rng.choice(count - limit // 4, limit - limit // 4, replace=False)
-        return np.concatenate([np.sort(others), newest])
+            return np.arange(count), np.ones((count, 1), np.float32)
+        # The newest rows are always there; the others take turns, and stand for those that are not there.
+        old, drawn = count - limit // 4, limit - limit // 4
+        rows = np.concatenate([np.sort(self._rng.choice(old, drawn, replace=False)), np.arange(old, count)])
+        return rows, np.where(rows < old, old / drawn, 1.0)[:, None].astype(np.float32)
 
     def _predict_target(self, name: str, x: sparse.csr_matrix) -> Floats:
         """The target network's predictions, [R, H]; features that it has not met count 0."""

@@ -105,14 +105,14 @@ class Guard:
         clicks: Clicks,
         arrived: Arrived,
         target: Callable[[sparse.csr_matrix], NDArray[np.float32]],
-        chosen: Callable[[int], NDArray[np.intp]],
+        chosen: Callable[[int], tuple[NDArray[np.intp], NDArray[np.float32]]],
     ) -> None:
         """One increment. Clicks that may still convert count what is still expected of them.
 
         Args:
           arrived: as for `RecentClicks.rates`.
           target: what the target network's heads say of rows, float32[R, H].
-          chosen: which of so many rows take part, int[r].
+          chosen: which of so many rows take part, int[r], and how many each stands for, float32[r, 1].
         """
         self._earlier = self._references
         self._references = self._recent.rates(arrived, lambda some: clicks.lures[[entry.row for entry in some]])
@@ -141,9 +141,8 @@ class Guard:
         total = np.zeros_like(mass)
         np.add.at(mass, at, weight)
         np.add.at(total, at, weight * later.astype(np.float32))
-        part = chosen(len(mass))
-        scale = np.float32(len(mass) / len(part))
-        heads.fit(rows.x[part], mass[part] * scale, total[part] * scale, "logistic", self._passes, offset[part])
+        part, each = chosen(len(mass))
+        heads.fit(rows.x[part], mass[part] * each, total[part] * each, "logistic", self._passes, offset[part])
         by_text = rows.x @ heads.weights()
         rate = expit(by_text + offset)
         heads.learn_scales(rows.x, np.asarray((mass * rate * (1 - rate)).mean(axis=1), np.float64))

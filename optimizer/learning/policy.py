@@ -299,27 +299,31 @@ class LanguagePolicy:
         token_ids: Sequence[Sequence[Sequence[int]]],
         decode: Decode,
         anchor: Tensor | None = None,
+        compared: bool = True,
     ) -> Scored:
         """Log-probability, KL to the reference and entropy of B sequences under the present weights.
 
         KL is the exact per-position divergence over the vocabulary, summed over the sampled positions: a lower-variance
         estimate of the sequence KL than the log-ratio (Rao-Blackwellised; Amini et al. 2025, arXiv 2504.10637). Its
         gradient leaves out the effect of the policy on which prefixes are reached. `anchor`: what `Scored.anchor` gave
-        for the same sequences before, since the reference does not move."""
+        for the same sequences before, since the reference does not move. `compared` False leaves the reference out:
+        `kl` is 0, `anchor` empty."""
         packed = self._pack(prompts, token_ids)
-        if anchor is None:
+        if anchor is None and compared:
             with torch.no_grad(), self._as_reference():
                 first = self._position_logits(packed, reference=True)
             anchor = reference_log_probs(first, decode.temperature, self._barred)
         logits = self._position_logits(packed, reference=False)
         # Divergence and entropy are those of the whole distribution: truncated ones need not overlap.
-        log_prob, kl, entropy = score_positions(logits, anchor, packed.targets, decode, self._barred)
+        beside = anchor if compared else None
+        log_prob, kl, entropy = score_positions(logits, beside, packed.targets, decode, self._barred)
         per_row = torch.bincount(packed.row, minlength=len(prompts)).clamp(min=1)
 
         def summed(values: Tensor) -> Tensor:
             return torch.zeros(len(prompts), device=self.device).index_add(0, packed.row, values)
 
-        return Scored(summed(log_prob), summed(kl), summed(entropy) / per_row, anchor)
+        kept = logits.new_empty(0) if beside is None else beside
+        return Scored(summed(log_prob), summed(kl), summed(entropy) / per_row, kept)
 
     def anchor(self, prompts: Sequence[Prompt], token_ids: Sequence[Sequence[Sequence[int]]]) -> Tensor:
         """An anchor for `score` that stands for the present weights instead of the reference's: the divergence is then

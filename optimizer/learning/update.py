@@ -14,11 +14,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from optimizer.learning.policy import LanguagePolicy
+from optimizer.learning.policy import LanguagePolicy, Scored
 from optimizer.learning.prompt import Prompt
 from optimizer.maths.gradient import doubly_robust_factors
 from optimizer.maths.weights import effective_sample_size, truncated_ratios
-from optimizer.types import Pool
+from optimizer.types import Decode, Pool
 
 Floats = NDArray[np.float64]
 
@@ -27,7 +27,9 @@ Floats = NDArray[np.float64]
 class UpdateConfig:
     """`passes`: gradient steps an increment. `ratio_ceiling`: rho-bar. `residual_cap`: largest 1 / s_j, in units of the
     pool's size (infinity: unbiased; docs/decisions.md has the measurement behind the default). `clip`: gradient
-    norm. `least_effective`: effective sequences under which the divergence is that of the samples as they are, not as
+    norm. `compare_every`: of the samples one in so many is compared with the reference and bears the penalty for all,
+    since the reference's reading of them is a fifth of a step; all of them where that would leave fewer than
+    `least_compared`. `least_effective`: effective sequences under which the divergence is that of the samples as they are, not as
     the present policy would weigh them: a mean over two texts says nothing."""
 
     learning_rate: float = 5e-4
@@ -35,6 +37,8 @@ class UpdateConfig:
     ratio_ceiling: float = 2.0
     residual_cap: float = 0.02
     clip: float = 1.0
+    compare_every: int = 2
+    least_compared: int = 32
     least_effective: float = 16.0
 
 
@@ -51,7 +55,7 @@ class PoolBatch(NamedTuple):
 
 
 class UpdateReport(NamedTuple):
-    """`kl` nats per sequence of the policy before the last step, on this batch; `skipped`: steps with gradients that
+    """`kl` nats per sequence of the policy before the last step, on those samples that are compared; `skipped`: steps with gradients that
     were not finite."""
 
     kl: float
@@ -113,12 +117,14 @@ def _accumulate(
     by_decode: dict[object, list[tuple[PoolBatch, list[int]]]] = {}
     for group in groups:
         by_decode.setdefault(group[0].pool.decode, []).append(group)
-    kl_sum, entropy_sum, weight_sum, ratios, sequences = 0.0, 0.0, 0.0, [], 0
+    kl_sum, compared_sum, entropy_sum, weight_sum, sequences = 0.0, 0.0, 0.0, 0.0, 0
+    ratios: list[Floats] = []
     samples = sum(batch.pool.candidates[at].count for batch, index in groups for at in index)
     for decode, same in by_decode.items():
         prompts = [batch.prompt for batch, index in same for _ in index]
         tokens = [batch.pool.candidates[at].token_ids for batch, index in same for at in index]
-        scored = policy.score(prompts, tokens, same[0][0].pool.decode, anchors.get(decode))
+        compared = _compared(len(tokens), config)
+        scored = _scored(policy, prompts, tokens, compared, same[0][0].pool.decode, anchors.get(decode))
         anchors[decode] = scored.anchor
         logs = scored.log_prob.detach().double().cpu().numpy()
         factors, counts = [], []
@@ -141,16 +147,52 @@ def _accumulate(
         ratio = np.concatenate(ratios[-len(same) :])
         if effective_sample_size(ratio) < config.least_effective:
             ratio = np.ones_like(ratio)
-        weight_np = np.concatenate(counts) * ratio
-        weight = torch.tensor(weight_np / samples, device=policy.device, dtype=torch.float32)
+        count_all = np.concatenate(counts)
+        weight_np = count_all * ratio
+        # The samples that are compared stand for all.
+        compared_np = weight_np * compared * (count_all.sum() / count_all[compared].sum())
+        weight = torch.tensor(compared_np / samples, device=policy.device, dtype=torch.float32)
         # A text that the truncated distribution no longer reaches has weight 0 and no gradient.
         reachable = torch.where(torch.isfinite(scored.log_prob), scored.log_prob, torch.zeros_like(scored.log_prob))
         loss = -(factor * reachable).sum() + kl_weight * (weight * scored.kl).sum()
         loss.backward()  # type: ignore[no-untyped-call]
-        kl_sum += float(scored.kl.detach().double().cpu().numpy() @ weight_np)
+        kl_sum += float(scored.kl.detach().double().cpu().numpy() @ compared_np)
+        compared_sum += float(compared_np.sum())
         entropy_sum += float(scored.entropy.double().cpu().numpy() @ weight_np)
         weight_sum += float(weight_np.sum())
         sequences += len(tokens)
     total = max(weight_sum, 1e-12)
     ess = effective_sample_size(np.concatenate(ratios)) if ratios else 0.0
-    return UpdateReport(kl_sum / total, entropy_sum / total, 0.0, ess, sequences, 0)
+    return UpdateReport(kl_sum / max(compared_sum, 1e-12), entropy_sum / total, 0.0, ess, sequences, 0)
+
+
+def _compared(count: int, config: UpdateConfig) -> NDArray[np.bool_]:
+    """bool[count], which samples are compared with the reference: the same ones whenever it is asked."""
+    if count < config.compare_every * config.least_compared:
+        return np.ones(count, bool)
+    return np.arange(count) % config.compare_every == 0
+
+
+def _scored(
+    policy: LanguagePolicy,
+    prompts: Sequence[Prompt],
+    tokens: Sequence[Sequence[Sequence[int]]],
+    compared: NDArray[np.bool_],
+    decode: Decode,
+    anchor: torch.Tensor | None,
+) -> Scored:
+    """All samples, of which only those `compared` are read by the reference; `anchor` is of those."""
+
+    def some(which: NDArray[np.bool_], compare: bool) -> Scored:
+        at = np.flatnonzero(which).tolist()
+        return policy.score(
+            [prompts[one] for one in at], [tokens[one] for one in at], decode, anchor if compare else None, compare
+        )
+
+    beside = some(compared, True)
+    if compared.all():
+        return beside
+    alone = some(~compared, False)
+    back = torch.tensor(np.argsort(np.argsort(~compared, kind="stable"), kind="stable"), device=policy.device)
+    joined = (torch.cat(pair)[back] for pair in zip(beside[:3], alone[:3], strict=True))
+    return Scored(*joined, beside.anchor)

@@ -25,8 +25,8 @@ NEVER = -1e9
 
 class Positions(NamedTuple):
     """Of P positions, float32[P]: `log_prob` of the drawn token under the truncated distribution (-inf where it is
-    outside by more than the logits' own error), `kl` nats to the reference and `entropy` nats of the untruncated one.
-    The first two are differentiable."""
+    outside by more than the logits' own error), `kl` nats to the reference (0 without one) and `entropy` nats of the
+    untruncated one. The first two are differentiable."""
 
     log_prob: Tensor
     kl: Tensor
@@ -54,17 +54,20 @@ def drawn_log_probs(logits: Tensor, targets: Tensor, temperature: float, barred:
     return out
 
 
-def score_positions(logits: Tensor, anchor: Tensor, targets: Tensor, decode: Decode, barred: Tensor) -> Positions:
+def score_positions(
+    logits: Tensor, anchor: Tensor | None, targets: Tensor, decode: Decode, barred: Tensor
+) -> Positions:
     """Log-probability, divergence and entropy at each position.
 
     Args:
       logits: float[P, V].
-      anchor: float32[P, V], from `reference_log_probs`.
+      anchor: float32[P, V], from `reference_log_probs`; None leaves the divergence out.
       targets: int64[P], the drawn tokens.
       barred: bool[V], tokens that can't be sampled.
     """
-    if logits.shape != anchor.shape or targets.shape != logits.shape[:1] or barred.shape != logits.shape[1:]:
-        raise ValueError(f"shapes differ: {logits.shape}, {anchor.shape}, {targets.shape}, {barred.shape}")
+    reference = logits.shape if anchor is None else anchor.shape
+    if logits.shape != reference or targets.shape != logits.shape[:1] or barred.shape != logits.shape[1:]:
+        raise ValueError(f"shapes differ: {logits.shape}, {reference}, {targets.shape}, {barred.shape}")
     return Positions(*_Score.apply(logits, anchor, targets, decode, barred))
 
 
@@ -85,7 +88,7 @@ def _kept(z: Tensor, least: Tensor, targets: Tensor, dtype: torch.dtype) -> Tens
 class _Score(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, logits: Tensor, anchor: Tensor, targets: Tensor, decode: Decode, barred: Tensor
+        ctx: Any, logits: Tensor, anchor: Tensor | None, targets: Tensor, decode: Decode, barred: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         count = len(logits)
         log_prob, kl, entropy = torch.empty(3, count, dtype=torch.float32, device=logits.device)
@@ -103,7 +106,7 @@ class _Score(torch.autograd.Function):
             inside = kept.gather(1, targets[at, None])
             log_prob[at] = torch.where(inside, picked - mass[at].log(), -math.inf)[:, 0]
             entropy[at] = -torch.linalg.vecdot(p, z)
-            kl[at] = torch.linalg.vecdot(p, z - anchor[at])
+            kl[at] = 0.0 if anchor is None else torch.linalg.vecdot(p, z - anchor[at])
         ctx.save_for_backward(logits, anchor, targets, barred, normal, least, mass, kl)
         ctx.temperature = decode.temperature
         ctx.mark_non_differentiable(entropy)
@@ -121,8 +124,11 @@ class _Score(torch.autograd.Function):
             kept = _kept(z, least[at], targets[at], logits.dtype)
             z -= normal[at]
             p = z.exp()
-            slope = z.sub_(anchor[at]).sub_(kl[at, None]).mul_(by_kl[at])
-            slope.sub_(kept * (by_log_prob[at] / mass[at])).mul_(p)
+            if anchor is None:
+                slope = p.mul_(kept).mul_(-by_log_prob[at] / mass[at])
+            else:
+                slope = z.sub_(anchor[at]).sub_(kl[at, None]).mul_(by_kl[at])
+                slope.sub_(kept * (by_log_prob[at] / mass[at])).mul_(p)
             slope.scatter_add_(1, targets[at, None], by_log_prob[at])
             out[at] = slope.div_(ctx.temperature)
         return out, None, None, None, None

@@ -218,6 +218,22 @@ def test_more_rows_than_a_pass_takes_are_all_learnt_from() -> None:
     assert scores[1] < 0.1
 
 
+def test_the_rows_of_a_pass_stand_for_all() -> None:
+    critic = Critic(CriticConfig(rows_per_pass=20))
+    few, once = critic._rows_of_pass(20)
+    assert few.tolist() == list(range(20))
+    assert once.tolist() == [[1.0]] * 20
+    counted = np.zeros(60)
+    for _ in range(600):
+        rows, each = critic._rows_of_pass(60)
+        assert len(rows) == len(set(rows)) == 20
+        assert each.sum() == pytest.approx(60, rel=1e-5)
+        counted[rows] += each[:, 0]
+    # The newest five are always there, once each; each of the others is there in 15 of 55 passes, for 55 / 15 rows.
+    assert counted[55:].tolist() == [600.0] * 5
+    np.testing.assert_allclose(counted[:55] / 600, 1.0, atol=0.3)
+
+
 def test_counts_of_past_tests_teach_what_their_outcomes_would() -> None:
     made = campaign()
     by_counts, by_outcomes = Critic(CONFIG), Critic(CONFIG)

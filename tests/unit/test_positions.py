@@ -45,6 +45,22 @@ def test_values_and_gradient_are_those_of_the_composed_functions(decode: Decode)
     torch.testing.assert_close(gradient(*found[:2]), gradient(*wanted[:2]), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("decode", TRUNCATIONS, ids=str)
+def test_without_a_reference_the_rest_is_the_same_and_the_divergence_0(decode: Decode) -> None:
+    made = torch.Generator().manual_seed(4)
+    logits = (2 * torch.randn(COUNT, SIZE, generator=made)).requires_grad_()
+    targets = torch.randint(0, 4, (COUNT,), generator=made)
+    beside = score_positions(logits, reference_log_probs(logits, decode.temperature, BARRED), targets, decode, BARRED)
+    alone = score_positions(logits, None, targets, decode, BARRED)
+    assert torch.equal(alone.log_prob, beside.log_prob)
+    assert torch.equal(alone.entropy, beside.entropy)
+    assert not alone.kl.any()
+    mine, theirs = (
+        torch.autograd.grad(torch.nan_to_num(one.log_prob, neginf=0.0).sum(), logits)[0] for one in (alone, beside)
+    )
+    torch.testing.assert_close(mine, theirs)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("decode", [Decode(1.0, 2), Decode(1.0, 0, 0.5), Decode(1.0, 0, 1.0, 0.9394)], ids=str)
 def test_a_token_that_rounding_put_below_the_cut_is_still_possible(dtype: torch.dtype, decode: Decode) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -148,6 +149,28 @@ def test_pools_are_averaged_and_the_penalty_is_the_mean_divergence_of_a_sample(p
     penalty = (torch.tensor([3.0, 1.0, 1.0, 1.0]) / 6 * scored.kl).sum()
     got = gradient_of(policy, [one, two], kl_weight=0.4, scale=0.25)
     assert_same(got, autograd(policy, 0.4 * penalty - reward))
+
+
+def test_every_second_sample_is_compared_with_the_reference_and_stands_for_all(policy: LanguagePolicy) -> None:
+    drawn = samples(policy, 4)
+    made = batch(drawn, [0.3, 0.1, 0.2, 0.8], [1, 2], [1.0, 1.0], [0.5, 0.2], [3, 1, 2, 1])
+    factors = doubly_robust_factors(
+        made.q, np.array([3.0, 1.0, 2.0, 1.0]), np.ones(4), made.shown, made.rewards, made.selection
+    )
+    scored = policy.score([PROMPT] * 4, [sample.token_ids for sample in drawn], Decode())
+    reward = (torch.tensor(factors, dtype=torch.float32) * scored.log_prob).sum() / 0.25
+    penalty = (3.0 * scored.kl[0] + 2.0 * scored.kl[2]) / 5
+    half = replace(PLAIN, compare_every=2, least_compared=2, least_effective=0.0)
+    assert_same(gradient_of(policy, [made], 0.4, 0.25, half), autograd(policy, 0.4 * penalty - reward))
+    report = update_policy(policy, Still(list(policy.trainable().values())), [made], 0.4, 0.25, half)
+    assert report.kl == pytest.approx(float(penalty.detach()), rel=1e-3)
+    assert report.entropy == pytest.approx(
+        float((torch.tensor([3.0, 1.0, 2.0, 1.0]) * scored.entropy).sum() / 7), rel=1e-3
+    )
+    few = replace(half, least_compared=3)
+    of_all = (torch.tensor([3.0, 1.0, 2.0, 1.0]) * scored.kl).sum() / 7
+    report = update_policy(policy, Still(list(policy.trainable().values())), [made], 0.4, 0.25, few)
+    assert report.kl == pytest.approx(float(of_all.detach()), rel=1e-3)
 
 
 def test_pools_of_different_decodings_each_keep_their_own(policy: LanguagePolicy) -> None:
