@@ -26,11 +26,11 @@ Floats = NDArray[np.float64]
 @dataclass(frozen=True)
 class UpdateConfig:
     """`passes`: gradient steps an increment. `ratio_ceiling`: rho-bar. `residual_cap`: largest 1 / s_j, in units of the
-    pool's size (infinity: unbiased; docs/decisions.md has the measurement behind the default). `clip`: gradient
-    norm. `compare_every`: of the samples one in so many is compared with the reference and bears the penalty for all,
-    since the reference's reading of them is a fifth of a step; all of them where that would leave fewer than
-    `least_compared`. `least_effective`: effective sequences under which the divergence is that of the samples as they are, not as
-    the present policy would weigh them: a mean over two texts says nothing."""
+    pool's size (infinity: unbiased; docs/decisions.md has the measurement behind the default). `clip`: gradient norm.
+    `compare_every`: of the samples one in so many is compared with the reference and bears the penalty for all, since
+    the reference's reading of them is a fifth of a step; all of them where that would leave fewer than
+    `least_compared`. `least_effective`: effective sequences under which the divergence is that of the samples as they
+    are, not as the present policy would weigh them: a mean over two texts says nothing."""
 
     learning_rate: float = 5e-4
     passes: int = 1
@@ -55,8 +55,8 @@ class PoolBatch(NamedTuple):
 
 
 class UpdateReport(NamedTuple):
-    """`kl` nats per sequence of the policy before the last step, on those samples that are compared; `skipped`: steps with gradients that
-    were not finite."""
+    """`kl` nats per sequence of the policy before the last step, on those samples of this batch that are compared;
+    `skipped`: steps with gradients that were not finite."""
 
     kl: float
     entropy: float
