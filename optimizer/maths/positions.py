@@ -15,7 +15,7 @@ from torch import Tensor
 from optimizer.maths.decoding import least_kept
 from optimizer.types import Decode
 
-BLOCK = 128
+BLOCK = 32
 # Logits of the same weights differ by some units in the last place of their type between two batches. A drawn token so
 # near below the cut was above it when it was drawn: without this, bfloat16 calls what it has just written impossible.
 UNITS_OF_ERROR = 8
@@ -36,9 +36,10 @@ class Positions(NamedTuple):
 def reference_log_probs(logits: Tensor, temperature: float, barred: Tensor) -> Tensor:
     """float32[P, V] of logits [P, V], finite: a barred token (bool[V]) has about `NEVER`. No gradient."""
     out = torch.empty(logits.shape, dtype=torch.float32, device=logits.device)
+    columns = barred.nonzero()[:, 0]
     with torch.no_grad():
         for start in range(0, len(logits), BLOCK):
-            block = _scaled(logits[start : start + BLOCK], temperature, barred)
+            block = _scaled(logits[start : start + BLOCK], temperature, columns)
             torch.log_softmax(block, dim=-1, out=out[start : start + BLOCK])
     return out
 
@@ -46,10 +47,11 @@ def reference_log_probs(logits: Tensor, temperature: float, barred: Tensor) -> T
 def drawn_log_probs(logits: Tensor, targets: Tensor, temperature: float, barred: Tensor) -> Tensor:
     """float32[P], log-probabilities of `targets` int64[P] under logits [P, V], untruncated. No gradient."""
     out = torch.empty(len(logits), dtype=torch.float32, device=logits.device)
+    columns = barred.nonzero()[:, 0]
     with torch.no_grad():
         for start in range(0, len(logits), BLOCK):
             at = slice(start, start + BLOCK)
-            block = _scaled(logits[at], temperature, barred)
+            block = _scaled(logits[at], temperature, columns)
             out[at] = block.gather(1, targets[at, None])[:, 0] - block.logsumexp(-1)
     return out
 
@@ -71,18 +73,16 @@ def score_positions(
     return Positions(*_Score.apply(logits, anchor, targets, decode, barred))
 
 
-def _scaled(logits: Tensor, temperature: float, barred: Tensor) -> Tensor:
-    return (logits.float() / temperature).masked_fill_(barred, NEVER)
+def _scaled(logits: Tensor, temperature: float, columns: Tensor) -> Tensor:
+    """`columns`: the few barred ones by number; a mask would be read once for every position."""
+    return (logits.float() / temperature).index_fill_(1, columns, NEVER)
 
 
-def _kept(z: Tensor, least: Tensor, targets: Tensor, dtype: torch.dtype) -> Tensor:
-    """bool[P, V], what the cut leaves of scaled logits z [P, V] that were computed in `dtype`: all from `least` [P, 1]
-    on, and the drawn token if it is below by no more than such logits' error."""
-    kept = z >= least
-    top = z.amax(dim=-1, keepdim=True)
+def _near(z: Tensor, top: Tensor, least: Tensor, targets: Tensor, dtype: torch.dtype) -> Tensor:
+    """bool[P, 1], whether the drawn token of scaled logits z [P, V] that were computed in `dtype` is inside the cut: at
+    `least` [P, 1] or above, or below by no more than such logits' error. `top` [P, 1]: the largest."""
     error = UNITS_OF_ERROR * torch.finfo(dtype).eps * torch.maximum(top.abs(), least.abs())
-    near = z.gather(1, targets[:, None]) >= least - error
-    return kept.scatter_(1, targets[:, None], near)
+    return z.gather(1, targets[:, None]) >= least - error
 
 
 class _Score(torch.autograd.Function):
@@ -93,21 +93,26 @@ class _Score(torch.autograd.Function):
         count = len(logits)
         log_prob, kl, entropy = torch.empty(3, count, dtype=torch.float32, device=logits.device)
         normal, least, mass = torch.empty(3, count, 1, dtype=torch.float32, device=logits.device)
+        columns = barred.nonzero()[:, 0]
+        inside = torch.empty(count, 1, dtype=torch.bool, device=logits.device)
         for start in range(0, count, BLOCK):
             at = slice(start, start + BLOCK)
-            z = _scaled(logits[at], decode.temperature, barred)
-            normal[at] = z.logsumexp(-1, keepdim=True)
+            z = _scaled(logits[at], decode.temperature, columns)
+            top = z.amax(-1, keepdim=True)
             least[at] = least_kept(z, decode)
-            kept = _kept(z, least[at], targets[at], logits.dtype)
-            z -= normal[at]
-            p = z.exp()
-            mass[at] = (p * kept).sum(-1, keepdim=True)
+            inside[at] = _near(z, top, least[at], targets[at], logits.dtype)
+            kept = (z >= least[at]).scatter_(1, targets[at, None], inside[at])
+            p = z.sub_(top).exp()
+            total = p.sum(-1, keepdim=True)
+            mass[at] = (p * kept).sum(-1, keepdim=True) / total  # exactly 1 where all are kept
+            p /= total
+            z -= total.log()  # log p
+            normal[at] = top + total.log()
             picked = z.gather(1, targets[at, None])
-            inside = kept.gather(1, targets[at, None])
-            log_prob[at] = torch.where(inside, picked - mass[at].log(), -math.inf)[:, 0]
+            log_prob[at] = torch.where(inside[at], picked - mass[at].log(), -math.inf)[:, 0]
             entropy[at] = -torch.linalg.vecdot(p, z)
             kl[at] = 0.0 if anchor is None else torch.linalg.vecdot(p, z - anchor[at])
-        ctx.save_for_backward(logits, anchor, targets, barred, normal, least, mass, kl)
+        ctx.save_for_backward(logits, anchor, targets, columns, normal, least, inside, mass, kl)
         ctx.temperature = decode.temperature
         ctx.mark_non_differentiable(entropy)
         return log_prob, kl, entropy
@@ -115,15 +120,14 @@ class _Score(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         """d log_prob / dz = 1{target} - p 1{kept} / mass;  d kl / dz = p (log p - anchor - kl)."""
-        logits, anchor, targets, barred, normal, least, mass, kl = ctx.saved_tensors
+        logits, anchor, targets, columns, normal, least, inside, mass, kl = ctx.saved_tensors
         by_log_prob, by_kl = grads[0][:, None], grads[1][:, None]
         out = torch.empty_like(logits)
         for start in range(0, len(logits), BLOCK):
             at = slice(start, start + BLOCK)
-            z = _scaled(logits[at], ctx.temperature, barred)
-            kept = _kept(z, least[at], targets[at], logits.dtype)
-            z -= normal[at]
-            p = z.exp()
+            z = _scaled(logits[at], ctx.temperature, columns)
+            kept = (z >= least[at]).scatter_(1, targets[at, None], inside[at])
+            p = z.sub_(normal[at]).exp()
             if anchor is None:
                 slope = p.mul_(kept).mul_(-by_log_prob[at] / mass[at])
             else:

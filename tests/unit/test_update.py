@@ -103,7 +103,8 @@ def assert_same(got: dict[str, torch.Tensor], expected: dict[str, torch.Tensor])
     largest = max(float(value.abs().max()) for value in expected.values())
     assert largest > 1e-4
     for name, value in expected.items():
-        torch.testing.assert_close(got[name], value, rtol=1e-3, atol=1e-5 * max(1.0, largest), msg=name)
+        # The ratio to what the sampler logged is off by the float32 rounding of each of a text's up to 96 tokens.
+        torch.testing.assert_close(got[name], value, rtol=1e-3, atol=3e-5 * max(1.0, largest), msg=name)
 
 
 def test_without_critic_and_with_one_sample_it_is_reinforce(policy: LanguagePolicy) -> None:
