@@ -21,10 +21,12 @@ from optimizer.learning.archive import Archive
 from optimizer.learning.policy import LanguagePolicy
 from optimizer.learning.prompt import Prompt, build_prompt
 from optimizer.learning.traffic import due, place_name
+from optimizer.learning.update import score_some_compared, which_compared
 from optimizer.learning.view import CriticView
 from optimizer.maths.weights import boltzmann_weights
 from optimizer.types import Campaign, Decode
 
+LEAST_COMPARED = 16
 # The whole distribution: a text that cuts would leave out today is pulled back in.
 WHOLE = Decode()
 Place = tuple[Campaign, str]
@@ -34,7 +36,8 @@ Place = tuple[Campaign, str]
 class FavouritesConfig:
     """`places`: places in a step. `texts`: of each, the heaviest. `effective`: effective number of the weights over the
     `best` texts by the critic, of which those are a part. `least`: texts that must be there before a place takes part.
-    `steps` an increment; 0 leaves the policy to its gradient."""
+    `steps` an increment; 0 leaves the policy to its gradient. `compare_every`: of a step's texts one in so many is
+    compared with the reference and bears the penalty for all."""
 
     places: int = 8
     texts: int = 8
@@ -43,6 +46,7 @@ class FavouritesConfig:
     least: int = 64
     steps: int = 1
     clip: float = 1.0
+    compare_every: int = 2
 
 
 class Favourites(NamedTuple):
@@ -108,12 +112,13 @@ def follow(
     """
     prompts = [one.prompt for one in some for _ in one.token_ids]
     tokens = [ids for one in some for ids in one.token_ids]
-    weight = torch.tensor(
-        np.concatenate([one.weights for one in some]) / len(some), device=policy.device, dtype=torch.float32
-    )
+    weights = np.concatenate([one.weights for one in some]) / len(some)
+    compared = which_compared(len(tokens), config.compare_every, LEAST_COMPARED)
+    penalties = kl_weight * weights * compared * (weights.sum() / weights[compared].sum())
+    weight, penalty = (torch.tensor(each, device=policy.device, dtype=torch.float32) for each in (weights, penalties))
     optimizer.zero_grad(set_to_none=True)
-    scored = policy.score(prompts, tokens, WHOLE)
-    loss = (weight * (kl_weight * scored.kl - scored.log_prob)).sum()
+    scored = score_some_compared(policy, prompts, tokens, compared, WHOLE)
+    loss = (penalty * scored.kl - weight * scored.log_prob).sum()
     loss.backward()  # type: ignore[no-untyped-call]
     norm = torch.nn.utils.clip_grad_norm_(list(policy.trainable().values()), config.clip)
     if not torch.isfinite(norm):

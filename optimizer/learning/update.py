@@ -123,8 +123,8 @@ def _accumulate(
     for decode, same in by_decode.items():
         prompts = [batch.prompt for batch, index in same for _ in index]
         tokens = [batch.pool.candidates[at].token_ids for batch, index in same for at in index]
-        compared = _compared(len(tokens), config)
-        scored = _scored(policy, prompts, tokens, compared, same[0][0].pool.decode, anchors.get(decode))
+        compared = which_compared(len(tokens), config.compare_every, config.least_compared)
+        scored = score_some_compared(policy, prompts, tokens, compared, same[0][0].pool.decode, anchors.get(decode))
         anchors[decode] = scored.anchor
         logs = scored.log_prob.detach().double().cpu().numpy()
         factors, counts = [], []
@@ -166,22 +166,22 @@ def _accumulate(
     return UpdateReport(kl_sum / max(compared_sum, 1e-12), entropy_sum / total, 0.0, ess, sequences, 0)
 
 
-def _compared(count: int, config: UpdateConfig) -> NDArray[np.bool_]:
-    """bool[count], which samples are compared with the reference: the same ones whenever it is asked."""
-    if count < config.compare_every * config.least_compared:
-        return np.ones(count, bool)
-    return np.arange(count) % config.compare_every == 0
+def which_compared(count: int, every: int, least: int) -> NDArray[np.bool_]:
+    """bool[count], which of so many texts are compared with the reference: one in `every`, but all where those would
+    be fewer than `least`; the same ones whenever it is asked."""
+    return np.arange(count) % (every if count >= every * least else 1) == 0
 
 
-def _scored(
+def score_some_compared(
     policy: LanguagePolicy,
     prompts: Sequence[Prompt],
     tokens: Sequence[Sequence[Sequence[int]]],
     compared: NDArray[np.bool_],
     decode: Decode,
-    anchor: torch.Tensor | None,
+    anchor: torch.Tensor | None = None,
 ) -> Scored:
-    """All samples, of which only those `compared` are read by the reference; `anchor` is of those."""
+    """`LanguagePolicy.score` of all texts, of which only those `compared` are read by the reference: `kl` is 0 for the
+    others. `anchor` is of those compared."""
 
     def some(which: NDArray[np.bool_], compare: bool) -> Scored:
         at = np.flatnonzero(which).tolist()

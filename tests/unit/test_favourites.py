@@ -12,13 +12,14 @@ from optimizer.ids import campaign_hash, variant_id
 from optimizer.learning.archive import Archive
 from optimizer.learning.base import load_policy
 from optimizer.learning.critic import Critic, CriticConfig
-from optimizer.learning.favourites import WHOLE, Favourites, FavouritesConfig, Turns, favourites, follow
+from optimizer.learning.favourites import LEAST_COMPARED, WHOLE, Favourites, FavouritesConfig, Turns, favourites, follow
 from optimizer.learning.policy import LanguagePolicy
 from optimizer.learning.prompt import build_prompt
 from optimizer.types import Campaign, Candidate, Decode, Pool
 from tests.learning_rig import campaign, settle
 
 CONFIG = FavouritesConfig(texts=4, effective=2.0, best=6, least=3)
+FREE = FavouritesConfig(clip=1e9)
 
 
 def drawn(policy: LanguagePolicy, made: Campaign, count: int) -> list[Candidate]:
@@ -105,6 +106,30 @@ def test_a_step_makes_the_favourites_likelier_and_the_penalty_holds_it_back(poli
         gained[weight] = float((log_probs(policy, made, texts[:2]) - start) @ some[0].weights)
     assert gained[0.0] > 1.0
     assert gained[50.0] < 0.5 * gained[0.0]
+
+
+def test_of_many_texts_every_second_is_compared_with_the_reference_and_stands_for_all(policy: LanguagePolicy) -> None:
+    made = campaign()
+    generator = torch.Generator().manual_seed(2)
+    with torch.no_grad():  # away from the reference, so that there is a divergence
+        for value in policy.trainable().values():
+            value.add_(torch.randn(value.shape, generator=generator) * 0.02)
+    tokens = [
+        one.token_ids for one in policy.sample([build_prompt(made, "all")], 2 * LEAST_COMPARED, WHOLE, generator)[0]
+    ]
+    weights = np.random.default_rng(1).dirichlet(np.ones(len(tokens)))
+    parameters = policy.trainable()
+    scored = policy.score([build_prompt(made, "all")] * len(tokens), tokens, WHOLE)
+    weight = torch.tensor(weights, dtype=torch.float32)
+    half = weight[::2] / weight[::2].sum()
+    expected = torch.autograd.grad(
+        5.0 * (half * scored.kl[::2]).sum() - (weight * scored.log_prob).sum(), list(parameters.values())
+    )
+    still = torch.optim.SGD(list(parameters.values()), lr=0.0)
+    assert follow(policy, still, [Favourites(build_prompt(made, "all"), tokens, weights)], 5.0, FREE) == 0
+    for (name, value), wanted in zip(parameters.items(), expected, strict=True):
+        assert value.grad is not None
+        torch.testing.assert_close(value.grad, wanted, rtol=1e-3, atol=3e-5 * float(wanted.abs().max()), msg=name)
 
 
 def test_a_gradient_that_is_not_finite_is_skipped(policy: LanguagePolicy) -> None:
