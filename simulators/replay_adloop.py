@@ -156,10 +156,9 @@ class DirectPeer:
 
 
 def critic_config(seed: int) -> CriticConfig:
-    """Production's critic, with narrower first scales and the evidence shared. A test's texts stay, so that what each
-    is worth by itself is tried out as well. Arm rates do not change here: the past keeps its weight, whatever the drift
-    watch makes of a thousand new campaigns at once."""
-    return CriticConfig(seed=seed, prior=PRIOR, shared_evidence=True, kept_at_drift=1.0, particular_spread=0.5)
+    """Production's critic, with narrower first scales and the evidence shared. Arm rates do not change here: the past
+    keeps its weight, whatever the drift watch makes of a thousand new campaigns at once."""
+    return CriticConfig(seed=seed, prior=PRIOR, shared_evidence=True, kept_at_drift=1.0)
 
 
 def teach(critic: Critic, past: Sequence[HeadlineGroup]) -> None:

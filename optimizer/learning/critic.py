@@ -29,7 +29,6 @@ from scipy.special import expit, logit
 from optimizer.learning.arrivals import Arrivals
 from optimizer.learning.buffer import Entry, ReplayBuffer
 from optimizer.learning.features import (
-    PARTICULAR,
     PRIOR_SCALE,
     Family,
     FeatureSet,
@@ -60,9 +59,7 @@ class CriticConfig:
     increments between copies of the heads into the target network. `first_rate`: click rate expected before any
     data. `prior`: width of the text features' first prior scales, in units of PRIOR_SCALE. `spread`: by how much
     serving's heads differ from their mean, as a share of what they were trained to; below 1 it explores less than
-    Thompson sampling would (posterior reshaping: Chapelle, Li 2011, section 2). `particular_spread`: the same for what
-    holds for one text, campaign or context alone: to try that out pays only where the text stays for long; what texts
-    share serves all that come. `kept_at_drift`: what evidence from
+    Thompson sampling would (posterior reshaping: Chapelle, Li 2011, section 2). `kept_at_drift`: what evidence from
     before an abrupt change weighs beside what comes after it. `shared_evidence`: the prior scales are learnt with
     features that always come together sharing what a text says (heads.py:learn_scales). `guard`: conversions that are
     not paid for are learnt all the same, and clicks without them count less."""
@@ -75,7 +72,6 @@ class CriticConfig:
     first_rate: float = 0.02
     prior: float = 1.0
     spread: float = 0.5
-    particular_spread: float = 0.0
     shared_evidence: bool = False
     kept_at_drift: float = 0.05
     guard: bool = True
@@ -267,7 +263,7 @@ class Critic:
         self._unforeseen.clear()
         if names and self._outputs["click"].trained and not self.replaying:
             rows = x[[entries[name].row for name in names]]
-            weights = self._narrowed(self._outputs["click"])
+            weights = _narrowed(self._outputs["click"].weights(), self.config.spread)
             said = expit(rows @ weights + self._offset).mean(axis=1, dtype=np.float64)
             for name, p in zip(names, said.tolist(), strict=True):
                 self.forecasts.note(name, p, entries[name])
@@ -405,23 +401,20 @@ class Critic:
             if name == "click" or heads.trained:
                 unit = np.float32(self._unit if name in ("clicked", "unclicked") else 1.0)
                 offset = offsets[name]
-                weights, scale = self._narrowed(heads)[order], heads.scale * self._spread()
+                weights = _narrowed(heads.weights()[order], self.config.spread)
+                scale = heads.scale * np.float32(self.config.spread)
                 outputs[name] = OutputView(weights * unit, scale * unit, heads.salt, offset)
         figures = {"traffic": self._traffic.shares(), **self._guard.figures("converts" in outputs)}
         return CriticView(ids[order], outputs, figures)
 
-    def _spread(self) -> Floats:
-        """float32[families]: by how much serving's heads differ from their mean."""
-        spread = np.full(len(Family), self.config.spread, np.float32)
-        spread[list(PARTICULAR)] = self.config.particular_spread
-        return spread
-
-    def _narrowed(self, heads: Heads) -> Floats:
-        """float32[F, H]: each feature's weights drawn towards their mean over the heads."""
-        weights = heads.weights()
-        mean = weights.mean(axis=1, keepdims=True)
-        return np.asarray(mean + self._spread()[heads.families][:, None] * (weights - mean), np.float32)
-
 
 def _segment(campaign: Campaign, context: Mapping[str, Scalar]) -> str:
     return str(context.get("segment", campaign.segments[0]))
+
+
+def _narrowed(weights: Floats, spread: float) -> Floats:
+    """float32[F, H]: each feature's weights drawn towards their mean over the heads."""
+    if spread == 1.0:
+        return weights
+    mean = weights.mean(axis=1, keepdims=True)
+    return np.asarray(mean + np.float32(spread) * (weights - mean), np.float32)

@@ -40,9 +40,6 @@ class Family(IntEnum):
     WORD_CONTEXT = 9
 
 
-# What holds for one text, for one campaign's words or under one context alone.
-PARTICULAR = (Family.VARIANT, Family.VARIANT_SEGMENT, Family.WORD_CAMPAIGN, Family.WORD_CONTEXT)
-
 # Standard deviations in log-odds before any data. INTERCEPT stays; the others are learnt (see critic.py).
 PRIOR_SCALE = np.array([1.0, 0.2, 0.2, 0.3, 0.2, 0.3, 0.15, 0.2, 0.2, 0.1])
 

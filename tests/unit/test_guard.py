@@ -30,7 +30,7 @@ from optimizer.maths.guard import (
 from optimizer.types import Attribution, Campaign, Candidate, RewardWeights
 from tests.learning_rig import START_MS, campaign, candidate, outcome
 
-CONFIG = CriticConfig(heads=8, steps=12, spread=1.0, particular_spread=1.0)
+CONFIG = CriticConfig(heads=8, steps=12, spread=1.0)
 HONEST, BAIT, POOR = "Run light with Trail Runner 3", "Win a prize today", "Rest warm"
 TEXTS = [candidate(text) for text in (HONEST, BAIT, POOR)]
 DONE = START_MS + 10**7

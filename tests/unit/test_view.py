@@ -18,7 +18,7 @@ from optimizer.types import Campaign, RewardWeights
 from tests.learning_rig import START_MS, campaign, candidate, outcome
 
 # The guard has tests of its own (test_guard.py): without it a score is the click heads' own.
-CONFIG = CriticConfig(heads=6, steps=8, spread=1.0, particular_spread=1.0, guard=False)
+CONFIG = CriticConfig(heads=6, steps=8, spread=1.0, guard=False)
 TEXTS = ("Run light with Trail Runner 3", "Walk dry and warm", "Rest")
 CONTEXT = {"segment": "all", "device": "mobile"}
 PAID = RewardWeights(click=1.0, conversion=4.0)
@@ -93,28 +93,10 @@ def test_the_spread_draws_the_heads_towards_their_mean_in_log_odds() -> None:
     texts = [candidate(text) for text in (*TEXTS, "Never met before")]
     far, near = (
         logit(view.score(view.encode(made, "all", texts), {}))
-        for view in (
-            taught(made, config=replace(CONFIG, spread=spread, particular_spread=spread)).view()
-            for spread in (1.0, 0.5)
-        )
+        for view in (taught(made, config=replace(CONFIG, spread=spread)).view() for spread in (1.0, 0.5))
     )
     np.testing.assert_allclose(near - near.mean(axis=0), 0.5 * (far - far.mean(axis=0)), rtol=1e-3, atol=1e-5)
     np.testing.assert_allclose(near.mean(axis=0), far.mean(axis=0), rtol=1e-3, atol=1e-4)
-
-
-def test_what_texts_share_and_what_is_particular_have_each_their_spread() -> None:
-    made = campaign(segments=("all", "young"))
-    texts = [candidate(text) for text in (*TEXTS, "Never met before")]
-
-    def apart(shared: float, particular: float) -> np.ndarray:
-        view = taught(made, config=replace(CONFIG, spread=shared, particular_spread=particular)).view()
-        odds = logit(view.score(view.encode(made, "all", texts), CONTEXT))
-        return np.asarray(odds - odds.mean(axis=0))
-
-    of_words, of_texts = apart(1.0, 0.0), apart(0.0, 1.0)
-    assert of_words.std() > 0.1
-    assert of_texts.std() > 0.1
-    np.testing.assert_allclose(of_words + of_texts, apart(1.0, 1.0), rtol=1e-3, atol=1e-4)
 
 
 def test_it_survives_its_bytes() -> None:
