@@ -169,7 +169,7 @@ def _accumulate(
 def which_compared(count: int, every: int, least: int) -> NDArray[np.bool_]:
     """bool[count], which of so many texts are compared with the reference: one in `every`, but all where those would
     be fewer than `least`; the same ones whenever it is asked."""
-    return np.arange(count) % (every if count >= every * least else 1) == 0
+    return np.equal(np.arange(count) % (every if count >= every * least else 1), 0)
 
 
 def score_some_compared(
@@ -194,5 +194,5 @@ def score_some_compared(
         return beside
     alone = some(~compared, False)
     back = torch.tensor(np.argsort(np.argsort(~compared, kind="stable"), kind="stable"), device=policy.device)
-    joined = (torch.cat(pair)[back] for pair in zip(beside[:3], alone[:3], strict=True))
-    return Scored(*joined, beside.anchor)
+    log_prob, kl, entropy = (torch.cat(pair)[back] for pair in zip(beside[:3], alone[:3], strict=True))
+    return Scored(log_prob, kl, entropy, beside.anchor)
