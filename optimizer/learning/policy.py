@@ -256,12 +256,12 @@ class LanguagePolicy:
 
     def _left_padded(self, rows: Sequence[list[int]]) -> tuple[Tensor, Tensor]:
         width = max(len(row) for row in rows)
-        ids = torch.full((len(rows), width), self.codec.end_id, dtype=torch.long)
-        mask = torch.zeros(len(rows), width, dtype=torch.long)
-        for at, row in enumerate(rows):
-            ids[at, width - len(row) :] = torch.tensor(row)
-            mask[at, width - len(row) :] = 1
-        return ids.to(self.device), mask.to(self.device)
+        ids = [[self.codec.end_id] * (width - len(row)) + row for row in rows]
+        mask = [[0] * (width - len(row)) + [1] * len(row) for row in rows]
+        return (
+            torch.tensor(ids, dtype=torch.long, device=self.device),
+            torch.tensor(mask, dtype=torch.long, device=self.device),
+        )
 
     def _base(self, model: Any) -> Any:
         return model.get_base_model() if hasattr(model, "get_base_model") else model
@@ -352,14 +352,11 @@ class LanguagePolicy:
             rows.append(ids)
             sampled_rows.append(sampled)
         width = max(len(row) for row in rows)
-        ids_all = torch.full((len(rows), width), self.codec.end_id, dtype=torch.long)
-        chosen = torch.zeros(len(rows), width, dtype=torch.bool)
-        real = torch.zeros(len(rows), width, dtype=torch.long)
-        for at, (row, sampled) in enumerate(zip(rows, sampled_rows, strict=True)):
-            ids_all[at, : len(row)] = torch.tensor(row)
-            chosen[at, : len(row)] = torch.tensor(sampled)
-            real[at, : len(row)] = 1
-        ids_all, chosen, real = ids_all.to(self.device), chosen.to(self.device)[:, 1:], real.to(self.device)
+        # One tensor of each from lists that are padded: a tensor a row takes many times as long.
+        ids_all = torch.tensor([row + [self.codec.end_id] * (width - len(row)) for row in rows], device=self.device)
+        chosen = torch.tensor([row + [False] * (width - len(row)) for row in sampled_rows], device=self.device)[:, 1:]
+        length = torch.tensor([len(row) for row in rows], device=self.device)
+        real = (torch.arange(width, device=self.device) < length[:, None]).long()
         prefix, mask = self._left_padded([row[:-1] for row in prefix_rows])
         index = torch.tensor(which, device=self.device)
         start = mask.sum(1)[index]
