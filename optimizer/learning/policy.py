@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import DynamicCache
 
@@ -27,10 +28,17 @@ MAX_SLOT_TOKENS = 96
 LEAST_SLOT_TOKENS = 8
 # Larger batches leave the processor's cache and take longer a text.
 ROWS_AT_ONCE = 256
+# Texts that are read in one batch, those of like length together: what is padded is read for nothing, and a processor,
+# other than a GPU, gains nothing by more.
+READ_AT_ONCE = 64
 
 
 # A text's beginning in tokens, slot by slot: all but the last slot's are whole, and the last's may be empty.
 Start = tuple[tuple[int, ...], ...]
+
+
+# The reference's log-probabilities, float32[P, V] of each batch's P sampled positions; none where it was left out.
+Anchor = tuple[Tensor, ...]
 
 
 class Sample(NamedTuple):
@@ -48,12 +56,12 @@ class Sample(NamedTuple):
 class Scored(NamedTuple):
     """What `LanguagePolicy.score` gives for a batch of B sequences: `log_prob` [B] under the decoding distribution,
     `kl` [B] to the reference summed over the sampled positions, `entropy` [B] mean per token; the first two are
-    differentiable. `anchor`: the reference's log-probabilities by position, for scoring the same sequences again."""
+    differentiable. `anchor`: what the reference said, for scoring the same sequences again."""
 
     log_prob: Tensor
     kl: Tensor
     entropy: Tensor
-    anchor: Tensor
+    anchor: Anchor
 
 
 class Cancelled(Exception):
@@ -298,7 +306,7 @@ class LanguagePolicy:
         prompts: Sequence[Prompt],
         token_ids: Sequence[Sequence[Sequence[int]]],
         decode: Decode,
-        anchor: Tensor | None = None,
+        anchor: Anchor = (),
         compared: bool = True,
     ) -> Scored:
         """Log-probability, KL to the reference and entropy of B sequences under the present weights.
@@ -308,6 +316,40 @@ class LanguagePolicy:
         gradient leaves out the effect of the policy on which prefixes are reached. `anchor`: what `Scored.anchor` gave
         for the same sequences before, since the reference does not move. `compared` False leaves the reference out:
         `kl` is 0, `anchor` empty."""
+        parts = self._like_lengths(token_ids)
+        before: Sequence[Tensor | None] = anchor or [None] * len(parts)
+        scored = [
+            self._score_batch(*_some(part, prompts, token_ids), decode, known, compared)
+            for part, known in zip(parts, before, strict=True)
+        ]
+        back = torch.tensor(np.argsort(np.concatenate(parts)), device=self.device)
+        log_prob, kl, entropy = (torch.cat(each)[back] for each in zip(*(one[:3] for one in scored), strict=True))
+        return Scored(log_prob, kl, entropy, tuple(part for one in scored for part in one.anchor))
+
+    def anchor(self, prompts: Sequence[Prompt], token_ids: Sequence[Sequence[Sequence[int]]]) -> Anchor:
+        """An anchor for `score` that stands for the present weights instead of the reference's: the divergence is then
+        that of later weights from these. The whole distribution, temperature 1; no gradient."""
+        with torch.no_grad():
+            batches = (self._pack(*_some(part, prompts, token_ids)) for part in self._like_lengths(token_ids))
+            return tuple(
+                reference_log_probs(self._position_logits(packed, reference=False), 1.0, self._barred)
+                for packed in batches
+            )
+
+    def _like_lengths(self, token_ids: Sequence[Sequence[Sequence[int]]]) -> list[NDArray[np.intp]]:
+        """Which of the texts are read together: those of like length."""
+        order = np.argsort([sum(map(len, slots)) for slots in token_ids], kind="stable")
+        at_once = READ_AT_ONCE if self.device.type == "cpu" else ROWS_AT_ONCE
+        return np.array_split(order, -(-len(order) // at_once))
+
+    def _score_batch(
+        self,
+        prompts: Sequence[Prompt],
+        token_ids: Sequence[Sequence[Sequence[int]]],
+        decode: Decode,
+        anchor: Tensor | None,
+        compared: bool,
+    ) -> Scored:
         packed = self._pack(prompts, token_ids)
         if anchor is None and compared:
             with torch.no_grad(), self._as_reference():
@@ -315,23 +357,14 @@ class LanguagePolicy:
             anchor = reference_log_probs(first, decode.temperature, self._barred)
         logits = self._position_logits(packed, reference=False)
         # Divergence and entropy are those of the whole distribution: truncated ones need not overlap.
-        beside = anchor if compared else None
-        log_prob, kl, entropy = score_positions(logits, beside, packed.targets, decode, self._barred)
+        log_prob, kl, entropy = score_positions(logits, anchor, packed.targets, decode, self._barred)
         per_row = torch.bincount(packed.row, minlength=len(prompts)).clamp(min=1)
 
         def summed(values: Tensor) -> Tensor:
             return torch.zeros(len(prompts), device=self.device).index_add(0, packed.row, values)
 
-        kept = logits.new_empty(0) if beside is None else beside
+        kept = () if anchor is None else (anchor,)
         return Scored(summed(log_prob), summed(kl), summed(entropy) / per_row, kept)
-
-    def anchor(self, prompts: Sequence[Prompt], token_ids: Sequence[Sequence[Sequence[int]]]) -> Tensor:
-        """An anchor for `score` that stands for the present weights instead of the reference's: the divergence is then
-        that of later weights from these. The whole distribution, temperature 1; no gradient."""
-        with torch.no_grad():
-            return reference_log_probs(
-                self._position_logits(self._pack(prompts, token_ids), reference=False), 1.0, self._barred
-            )
 
     def _pack(self, prompts: Sequence[Prompt], token_ids: Sequence[Sequence[Sequence[int]]]) -> _Packed:
         """Sequences as one batch in which each distinct prompt is read once."""
@@ -379,15 +412,15 @@ class LanguagePolicy:
         self, prompts: Sequence[Prompt], token_ids: Sequence[Sequence[Sequence[int]]], decode: Decode
     ) -> list[float]:
         """How unlikely the least likely token of each text is under the reference: B values of -log p, in nats."""
-        worst: list[float] = []
-        for start in range(0, len(prompts), ROWS_AT_ONCE):
-            packed = self._pack(prompts[start : start + ROWS_AT_ONCE], token_ids[start : start + ROWS_AT_ONCE])
+        worst = torch.zeros(len(prompts), device=self.device)
+        for part in self._like_lengths(token_ids) if prompts else ():
+            packed = self._pack(*_some(part, prompts, token_ids))
             with self._as_reference():
                 logits = self._position_logits(packed, reference=True)
             picked = -drawn_log_probs(logits, packed.targets, decode.temperature, self._barred)
-            most = torch.zeros(int(packed.row[-1]) + 1, device=self.device)
-            worst += most.scatter_reduce(0, packed.row, picked, "amax").tolist()
-        return worst
+            of_row = torch.tensor(part, device=self.device)[packed.row]
+            worst.scatter_reduce_(0, of_row, picked, "amax")
+        return worst.tolist()  # type: ignore[no-any-return]
 
     def _position_logits(self, packed: _Packed, reference: bool) -> Tensor:
         """Logits [sampled positions, V]."""
@@ -417,6 +450,13 @@ class _Packed(NamedTuple):
 
 
 NOTHING_GIVEN: tuple[tuple[int, ...], bool] = ((), False)
+
+
+def _some(
+    part: NDArray[np.intp], prompts: Sequence[Prompt], token_ids: Sequence[Sequence[Sequence[int]]]
+) -> tuple[list[Prompt], list[Sequence[Sequence[int]]]]:
+    at = part.tolist()
+    return [prompts[one] for one in at], [token_ids[one] for one in at]
 
 
 def _given(start: Start, slot: int) -> tuple[tuple[int, ...], bool]:

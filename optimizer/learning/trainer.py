@@ -20,7 +20,7 @@ from optimizer.ids import campaign_hash
 from optimizer.learning.config import LearnerConfig
 from optimizer.learning.critic import Critic
 from optimizer.learning.favourites import WHOLE, Turns, favourites, follow
-from optimizer.learning.policy import LanguagePolicy
+from optimizer.learning.policy import Anchor, LanguagePolicy
 from optimizer.learning.pools import PoolShelf
 from optimizer.learning.prompt import Prompt, build_prompt
 from optimizer.learning.update import PoolBatch, UpdateReport, update_policy
@@ -73,13 +73,13 @@ class PolicyTrainer:
         self._before = {name: value.detach().clone() for name, value in self.policy.trainable().items()}
         self.kl_before, self.kl_step, self.measured = math.nan if self.last is None else self.last.kl, math.nan, False
         prompts, tokens = self._newest_texts(versions)
-        anchor = self.policy.anchor(prompts, tokens) if prompts else None
+        anchor = self.policy.anchor(prompts, tokens) if prompts else ()
         batches = self._batches(view, touched, versions)
-        anchors: dict[object, Tensor] = {}
+        anchors: dict[object, Anchor] = {}
         self._improve(view, batches, anchors)
         self._hold_budget(batches, anchors)
         anchors.clear()  # of a large vocabulary they are gigabytes
-        if anchor is not None:
+        if anchor:
             with torch.no_grad():
                 self.kl_step = float(self.policy.score(prompts, tokens, WHOLE, anchor).kl.mean())
 
@@ -164,7 +164,7 @@ class PolicyTrainer:
                 tokens.append(ids)
         return prompts, tokens
 
-    def _improve(self, view: CriticView, batches: list[PoolBatch], anchors: dict[object, Tensor]) -> None:
+    def _improve(self, view: CriticView, batches: list[PoolBatch], anchors: dict[object, Anchor]) -> None:
         if not batches:
             return
         spread = float(np.sqrt(np.mean([np.var(batch.q) for batch in batches])))
@@ -190,7 +190,7 @@ class PolicyTrainer:
             if some:
                 self.skipped_steps += follow(self.policy, self._optimizer, some, self.kl.weight, config)
 
-    def _hold_budget(self, batches: list[PoolBatch], anchors: dict[object, Tensor]) -> None:
+    def _hold_budget(self, batches: list[PoolBatch], anchors: dict[object, Anchor]) -> None:
         """Steps on the penalty alone until the divergence is inside its budget; the old weights where that neither does
         nor at least brings it nearer."""
         config = self.config.update

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from optimizer.learning.policy import LanguagePolicy, Scored
+from optimizer.learning.policy import Anchor, LanguagePolicy, Scored
 from optimizer.learning.prompt import Prompt
 from optimizer.maths.gradient import doubly_robust_factors
 from optimizer.maths.weights import effective_sample_size, truncated_ratios
@@ -73,7 +73,7 @@ def update_policy(
     kl_weight: float,
     reward_scale: float,
     config: UpdateConfig,
-    anchors: dict[object, torch.Tensor] | None = None,
+    anchors: dict[object, Anchor] | None = None,
 ) -> UpdateReport:
     """`config.passes` steps on the samples of some pools.
 
@@ -107,7 +107,7 @@ def update_policy(
 def _accumulate(
     policy: LanguagePolicy,
     groups: Sequence[tuple[PoolBatch, list[int]]],
-    anchors: dict[object, torch.Tensor],
+    anchors: dict[object, Anchor],
     kl_weight: float,
     reward_scale: float,
     config: UpdateConfig,
@@ -124,7 +124,7 @@ def _accumulate(
         prompts = [batch.prompt for batch, index in same for _ in index]
         tokens = [batch.pool.candidates[at].token_ids for batch, index in same for at in index]
         compared = which_compared(len(tokens), config.compare_every, config.least_compared)
-        scored = score_some_compared(policy, prompts, tokens, compared, same[0][0].pool.decode, anchors.get(decode))
+        scored = score_some_compared(policy, prompts, tokens, compared, same[0][0].pool.decode, anchors.get(decode, ()))
         anchors[decode] = scored.anchor
         logs = scored.log_prob.detach().double().cpu().numpy()
         factors, counts = [], []
@@ -178,7 +178,7 @@ def score_some_compared(
     tokens: Sequence[Sequence[Sequence[int]]],
     compared: NDArray[np.bool_],
     decode: Decode,
-    anchor: torch.Tensor | None = None,
+    anchor: Anchor = (),
 ) -> Scored:
     """`LanguagePolicy.score` of all texts, of which only those `compared` are read by the reference: `kl` is 0 for the
     others. `anchor` is of those compared."""
@@ -186,7 +186,7 @@ def score_some_compared(
     def some(which: NDArray[np.bool_], compare: bool) -> Scored:
         at = np.flatnonzero(which).tolist()
         return policy.score(
-            [prompts[one] for one in at], [tokens[one] for one in at], decode, anchor if compare else None, compare
+            [prompts[one] for one in at], [tokens[one] for one in at], decode, anchor if compare else (), compare
         )
 
     beside = some(compared, True)
