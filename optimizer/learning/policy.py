@@ -420,7 +420,7 @@ class LanguagePolicy:
             picked = -drawn_log_probs(logits, packed.targets, decode.temperature, self._barred)
             of_row = torch.tensor(part, device=self.device)[packed.row]
             worst.scatter_reduce_(0, of_row, picked, "amax")
-        return worst.tolist()  # type: ignore[no-any-return]
+        return worst.tolist()
 
     def _position_logits(self, packed: _Packed, reference: bool) -> Tensor:
         """Logits [sampled positions, V]."""
