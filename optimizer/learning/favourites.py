@@ -9,7 +9,7 @@ wrong; the doubly robust gradient, which is not, comes after it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -21,12 +21,10 @@ from optimizer.learning.archive import Archive
 from optimizer.learning.policy import LanguagePolicy
 from optimizer.learning.prompt import Prompt, build_prompt
 from optimizer.learning.traffic import due, place_name
-from optimizer.learning.update import score_some_compared, which_compared
 from optimizer.learning.view import CriticView
 from optimizer.maths.weights import boltzmann_weights
 from optimizer.types import Campaign, Decode
 
-LEAST_COMPARED = 16
 # The whole distribution: a text that cuts would leave out today is pulled back in.
 WHOLE = Decode()
 Place = tuple[Campaign, str]
@@ -36,8 +34,9 @@ Place = tuple[Campaign, str]
 class FavouritesConfig:
     """`places`: places in a step. `texts`: of each, the heaviest. `effective`: effective number of the weights over the
     `best` texts by the critic, of which those are a part. `least`: texts that must be there before a place takes part.
-    `steps` an increment; 0 leaves the policy to its gradient. `compare_every`: of a step's texts one in so many is
-    compared with the reference and bears the penalty for all."""
+    `steps` an increment; 0 leaves the policy to its gradient. `compare_every`: of a place's texts one in so many, in
+    turn, is compared with the reference and bears the penalty for the place; all of them where those would be fewer
+    than `least_compared` in a step."""
 
     places: int = 8
     texts: int = 8
@@ -47,6 +46,7 @@ class FavouritesConfig:
     steps: int = 1
     clip: float = 1.0
     compare_every: int = 2
+    least_compared: int = 16
 
 
 class Favourites(NamedTuple):
@@ -103,21 +103,29 @@ def follow(
     some: list[Favourites],
     kl_weight: float,
     config: FavouritesConfig,
+    turn: int = 0,
 ) -> int:
     """One step on some places' favourites; returns the steps skipped (1 where the gradient was not finite).
 
     Args:
       kl_weight: penalty per nat of divergence from the reference on these texts, beside their negative
         log-likelihood.
+      turn: number of the step, which moves on which texts are compared with the reference.
     """
     prompts = [one.prompt for one in some for _ in one.token_ids]
     tokens = [ids for one in some for ids in one.token_ids]
     weights = np.concatenate([one.weights for one in some]) / len(some)
-    compared = which_compared(len(tokens), config.compare_every, LEAST_COMPARED)
-    penalties = kl_weight * weights * compared * (weights.sum() / weights[compared].sum())
+    compared = _compared([len(one.token_ids) for one in some], config, turn)
+    penalties = kl_weight * np.concatenate(
+        [
+            own * beside * (own.sum() / own[beside].sum())
+            for one, beside in zip(some, compared, strict=True)
+            for own in [one.weights / len(some)]
+        ]
+    )
     weight, penalty = (torch.tensor(each, device=policy.device, dtype=torch.float32) for each in (weights, penalties))
     optimizer.zero_grad(set_to_none=True)
-    scored = score_some_compared(policy, prompts, tokens, compared, WHOLE)
+    scored = policy.score(prompts, tokens, WHOLE, compared=np.concatenate(compared))
     loss = (penalty * scored.kl - weight * scored.log_prob).sum()
     loss.backward()  # type: ignore[no-untyped-call]
     norm = torch.nn.utils.clip_grad_norm_(list(policy.trainable().values()), config.clip)
@@ -125,3 +133,11 @@ def follow(
         return 1
     optimizer.step()
     return 0
+
+
+def _compared(sizes: Sequence[int], config: FavouritesConfig, turn: int) -> list[NDArray[np.bool_]]:
+    """bool[size] for each place, the texts that are compared with the reference: one at least. Texts stand by weight:
+    which of them it is changes from place to place and from turn to turn."""
+    every = config.compare_every if sum(sizes) >= config.compare_every * config.least_compared else 1
+    found = [np.equal((np.arange(size) + place + turn) % every, 0) for place, size in enumerate(sizes)]
+    return [some if some.any() else np.ones_like(some) for some in found]

@@ -8,6 +8,7 @@ adapters off)."""
 from __future__ import annotations
 
 import base64
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import DynamicCache
 
+from optimizer.learning.batches import Batch, Rows, batch_of, left_padded, like_lengths
 from optimizer.learning.prompt import Prompt
 from optimizer.learning.tokenizer import TextCodec
 from optimizer.maths.decoding import draw_tokens
@@ -28,16 +30,14 @@ MAX_SLOT_TOKENS = 96
 LEAST_SLOT_TOKENS = 8
 # Larger batches leave the processor's cache and take longer a text.
 ROWS_AT_ONCE = 256
-# Texts that are read in one batch, those of like length together: what is padded is read for nothing, and a processor,
-# other than a GPU, gains nothing by more.
+# Texts that are read in one batch on a processor, which gains nothing by more; a GPU does.
 READ_AT_ONCE = 64
-
 
 # A text's beginning in tokens, slot by slot: all but the last slot's are whole, and the last's may be empty.
 Start = tuple[tuple[int, ...], ...]
 
 
-# The reference's log-probabilities, float32[P, V] of each batch's P sampled positions; none where it was left out.
+# Log-probabilities of the reference, or of what stands for it: float32[P, V] of each batch's P sampled positions.
 Anchor = tuple[Tensor, ...]
 
 
@@ -217,7 +217,7 @@ class LanguagePolicy:
         count = len(rows)
         own: dict[tuple[int, ...], int] = {}
         of = [own.setdefault(tuple(row), len(own)) for row in rows]
-        ids, mask = self._left_padded([list(row) for row in own])
+        ids, mask = left_padded(list(own), self.codec.end_id, self.device)
         cache = DynamicCache(config=self._config)
         positions = (mask.cumsum(1) - 1).clamp(min=0)
         if ids.shape[1] > 1:
@@ -226,7 +226,9 @@ class LanguagePolicy:
             cache.batch_select_indices(torch.tensor(of, device=self.device))
         # The last token before the first one drawn is fed with the first sampling step, so that every step has the
         # same shape.
-        ids, own_mask = self._left_padded([[row[-1], *tokens] for row, tokens in zip(rows, begun, strict=True)])
+        ids, own_mask = left_padded(
+            [[row[-1], *tokens] for row, tokens in zip(rows, begun, strict=True)], self.codec.end_id, self.device
+        )
         mask = torch.cat([mask[torch.tensor(of, device=self.device), :-1], own_mask], dim=1)
         positions = (mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]
         if ids.shape[1] > 1:
@@ -261,15 +263,6 @@ class LanguagePolicy:
                 cache.batch_select_indices(kept)
                 which, mask, position, token, open_ = which[kept], mask[kept], position[kept], token[kept], open_[kept]
         return _Line(tokens_out, logs_out, hidden_sum)
-
-    def _left_padded(self, rows: Sequence[list[int]]) -> tuple[Tensor, Tensor]:
-        width = max(len(row) for row in rows)
-        ids = [[self.codec.end_id] * (width - len(row)) + row for row in rows]
-        mask = [[0] * (width - len(row)) + [1] * len(row) for row in rows]
-        return (
-            torch.tensor(ids, dtype=torch.long, device=self.device),
-            torch.tensor(mask, dtype=torch.long, device=self.device),
-        )
 
     def _base(self, model: Any) -> Any:
         return model.get_base_model() if hasattr(model, "get_base_model") else model
@@ -307,105 +300,47 @@ class LanguagePolicy:
         token_ids: Sequence[Sequence[Sequence[int]]],
         decode: Decode,
         anchor: Anchor = (),
-        compared: bool = True,
+        compared: NDArray[np.bool_] | None = None,
     ) -> Scored:
         """Log-probability, KL to the reference and entropy of B sequences under the present weights.
 
         KL is the exact per-position divergence over the vocabulary, summed over the sampled positions: a lower-variance
         estimate of the sequence KL than the log-ratio (Rao-Blackwellised; Amini et al. 2025, arXiv 2504.10637). Its
-        gradient leaves out the effect of the policy on which prefixes are reached. `anchor`: what `Scored.anchor` gave
-        for the same sequences before, since the reference does not move. `compared` False leaves the reference out:
-        `kl` is 0, `anchor` empty."""
-        parts = self._like_lengths(token_ids)
-        before: Sequence[Tensor | None] = anchor or [None] * len(parts)
-        scored = [
-            self._score_batch(*_some(part, prompts, token_ids), decode, known, compared)
-            for part, known in zip(parts, before, strict=True)
-        ]
-        back = torch.tensor(np.argsort(np.concatenate(parts)), device=self.device)
-        log_prob, kl, entropy = (torch.cat(each)[back] for each in zip(*(one[:3] for one in scored), strict=True))
-        return Scored(log_prob, kl, entropy, tuple(part for one in scored for part in one.anchor))
+        gradient leaves out the effect of the policy on which prefixes are reached. `compared`: bool[B], the sequences
+        that the reference reads as well, None all of them; `kl` is 0 for the others. `anchor`: what `Scored.anchor`
+        gave for the same sequences, compared alike, before, since the reference does not move."""
+        rows = self._rows(prompts, token_ids)
+        which = np.ones(len(prompts), bool) if compared is None else compared
+        beside, alone = (like_lengths(rows, some, self._at_once) for some in (which, ~which))
+        own = self._read(rows, reference=False)
+        if beside and not anchor:
+            with torch.no_grad(), self._as_reference():
+                theirs = self._read(rows, reference=True)
+                anchor = tuple(
+                    reference_log_probs(
+                        self._logits(self._batch(rows, part, theirs), theirs), decode.temperature, self._barred
+                    )
+                    for part in beside
+                )
+        total = torch.zeros(3, len(prompts), device=self.device)
+        length = torch.zeros(len(prompts), device=self.device)
+        for part, known in zip([*beside, *alone], [*anchor, *[None] * len(alone)], strict=True):
+            batch = self._batch(rows, part, own)
+            # Divergence and entropy are those of the whole distribution: truncated ones need not overlap.
+            found = score_positions(self._logits(batch, own), known, batch.targets, decode, self._barred)
+            total = total.index_add(1, batch.row, torch.stack(found))
+            length.index_add_(0, batch.row, torch.ones_like(found.entropy))
+        return Scored(total[0], total[1], total[2].detach() / length.clamp(min=1), anchor)
 
     def anchor(self, prompts: Sequence[Prompt], token_ids: Sequence[Sequence[Sequence[int]]]) -> Anchor:
         """An anchor for `score` that stands for the present weights instead of the reference's: the divergence is then
         that of later weights from these. The whole distribution, temperature 1; no gradient."""
         with torch.no_grad():
-            batches = (self._pack(*_some(part, prompts, token_ids)) for part in self._like_lengths(token_ids))
-            return tuple(
-                reference_log_probs(self._position_logits(packed, reference=False), 1.0, self._barred)
-                for packed in batches
-            )
-
-    def _like_lengths(self, token_ids: Sequence[Sequence[Sequence[int]]]) -> list[NDArray[np.intp]]:
-        """Which of the texts are read together: those of like length."""
-        order = np.argsort([sum(map(len, slots)) for slots in token_ids], kind="stable")
-        at_once = READ_AT_ONCE if self.device.type == "cpu" else ROWS_AT_ONCE
-        return np.array_split(order, -(-len(order) // at_once))
-
-    def _score_batch(
-        self,
-        prompts: Sequence[Prompt],
-        token_ids: Sequence[Sequence[Sequence[int]]],
-        decode: Decode,
-        anchor: Tensor | None,
-        compared: bool,
-    ) -> Scored:
-        packed = self._pack(prompts, token_ids)
-        if anchor is None and compared:
-            with torch.no_grad(), self._as_reference():
-                first = self._position_logits(packed, reference=True)
-            anchor = reference_log_probs(first, decode.temperature, self._barred)
-        logits = self._position_logits(packed, reference=False)
-        # Divergence and entropy are those of the whole distribution: truncated ones need not overlap.
-        log_prob, kl, entropy = score_positions(logits, anchor, packed.targets, decode, self._barred)
-        per_row = torch.bincount(packed.row, minlength=len(prompts)).clamp(min=1)
-
-        def summed(values: Tensor) -> Tensor:
-            return torch.zeros(len(prompts), device=self.device).index_add(0, packed.row, values)
-
-        kept = () if anchor is None else (anchor,)
-        return Scored(summed(log_prob), summed(kl), summed(entropy) / per_row, kept)
-
-    def _pack(self, prompts: Sequence[Prompt], token_ids: Sequence[Sequence[Sequence[int]]]) -> _Packed:
-        """Sequences as one batch in which each distinct prompt is read once."""
-        prefixes: dict[tuple[str, str], int] = {}
-        prefix_rows: list[list[int]] = []
-        which, rows, sampled_rows = [], [], []
-        for prompt, tokens in zip(prompts, token_ids, strict=True):
-            key = (self._line(prompt), prompt.slots[0].name)
-            if key not in prefixes:
-                prefixes[key] = len(prefix_rows)
-                prefix_rows.append(self.prompt_ids(prompt) + self.codec.encode(f"{prompt.slots[0].name}:"))
-            which.append(prefixes[key])
-            ids, sampled = [prefix_rows[which[-1]][-1]], [False]
-            for at, slot_tokens in enumerate(tokens):
-                head = self.codec.encode(f"{prompt.slots[at].name}:") if at else []
-                ids += head + list(slot_tokens)
-                sampled += [False] * len(head) + [True] * len(slot_tokens)
-            rows.append(ids)
-            sampled_rows.append(sampled)
-        width = max(len(row) for row in rows)
-        # One tensor of each from lists that are padded: a tensor a row takes many times as long.
-        ids_all = torch.tensor([row + [self.codec.end_id] * (width - len(row)) for row in rows], device=self.device)
-        chosen = torch.tensor([row + [False] * (width - len(row)) for row in sampled_rows], device=self.device)[:, 1:]
-        length = torch.tensor([len(row) for row in rows], device=self.device)
-        real = (torch.arange(width, device=self.device) < length[:, None]).long()
-        prefix, mask = self._left_padded([row[:-1] for row in prefix_rows])
-        index = torch.tensor(which, device=self.device)
-        start = mask.sum(1)[index]
-        positions = start[:, None] + torch.arange(width - 1, device=self.device)
-        whole_mask = torch.cat([mask[index], real[:, :-1]], dim=1)
-        return _Packed(
-            prefix,
-            mask,
-            index,
-            ids_all[:, :-1],
-            whole_mask,
-            positions,
-            chosen,
-            ids_all[:, 1:][chosen],
-            chosen.nonzero()[:, 0],
-        )
+            rows = self._rows(prompts, token_ids)
+            own = self._read(rows, reference=False)
+            parts = like_lengths(rows, np.ones(len(prompts), bool), self._at_once)
+            batches = (self._batch(rows, part, own) for part in parts)
+            return tuple(reference_log_probs(self._logits(batch, own), 1.0, self._barred) for batch in batches)
 
     @torch.no_grad()
     def surprise(
@@ -413,50 +348,70 @@ class LanguagePolicy:
     ) -> list[float]:
         """How unlikely the least likely token of each text is under the reference: B values of -log p, in nats."""
         worst = torch.zeros(len(prompts), device=self.device)
-        for part in self._like_lengths(token_ids) if prompts else ():
-            packed = self._pack(*_some(part, prompts, token_ids))
-            with self._as_reference():
-                logits = self._position_logits(packed, reference=True)
-            picked = -drawn_log_probs(logits, packed.targets, decode.temperature, self._barred)
-            of_row = torch.tensor(part, device=self.device)[packed.row]
-            worst.scatter_reduce_(0, of_row, picked, "amax")
+        rows = self._rows(prompts, token_ids)
+        parts = like_lengths(rows, np.ones(len(prompts), bool), self._at_once)
+        with self._as_reference():
+            theirs = self._read(rows, reference=True) if parts else None
+            for part in parts:
+                assert theirs is not None
+                batch = self._batch(rows, part, theirs)
+                logits = self._logits(batch, theirs)
+                picked = -drawn_log_probs(logits, batch.targets, decode.temperature, self._barred)
+                worst.scatter_reduce_(0, batch.row, picked, "amax")
         return worst.tolist()
 
-    def _position_logits(self, packed: _Packed, reference: bool) -> Tensor:
-        """Logits [sampled positions, V]."""
+    @property
+    def _at_once(self) -> int:
+        return READ_AT_ONCE if self.device.type == "cpu" else ROWS_AT_ONCE
+
+    def _rows(self, prompts: Sequence[Prompt], token_ids: Sequence[Sequence[Sequence[int]]]) -> Rows:
+        known: dict[tuple[str, str], int] = {}
+        prefixes: list[list[int]] = []
+        of, ids, sampled = [], [], []
+        for prompt, tokens in zip(prompts, token_ids, strict=True):
+            key = (self._line(prompt), prompt.slots[0].name)
+            if key not in known:
+                known[key] = len(prefixes)
+                prefixes.append(self.prompt_ids(prompt) + self.codec.encode(f"{prompt.slots[0].name}:"))
+            of.append(known[key])
+            row, drawn = [prefixes[of[-1]][-1]], [False]
+            for at, slot_tokens in enumerate(tokens):
+                head = self.codec.encode(f"{prompt.slots[at].name}:") if at else []
+                row += head + list(slot_tokens)
+                drawn += [False] * len(head) + [True] * len(slot_tokens)
+            ids.append(row)
+            sampled.append(drawn)
+        return Rows([prefix[:-1] for prefix in prefixes], of, ids, sampled)
+
+    def _read(self, rows: Rows, reference: bool) -> _Read:
+        """Read each prompt once."""
         cache = DynamicCache(config=self._config)
-        prefix_positions = (packed.prefix_mask.cumsum(1) - 1).clamp(min=0)
-        self._body(packed.prefix, packed.prefix_mask, prefix_positions, cache, reference)
-        cache.batch_select_indices(packed.prefix_of)
-        hidden = self._body(packed.ids, packed.mask, packed.positions, cache, reference)
-        return self._head(hidden[packed.chosen], reference)
+        ids, mask = left_padded(rows.prefixes, self.codec.end_id, self.device)
+        self._body(ids, mask, (mask.cumsum(1) - 1).clamp(min=0), cache, reference)
+        return _Read(cache, mask, reference)
+
+    def _batch(self, rows: Rows, part: NDArray[np.intp], read: _Read) -> Batch:
+        return batch_of(rows, part, read.mask, self.codec.end_id)
+
+    def _logits(self, batch: Batch, read: _Read) -> Tensor:
+        """Logits [sampled positions, V] of texts after the prompts that have been read."""
+        # Layers take on what follows by new tensors, so that copies of them leave the prompts as they are.
+        cache = copy.copy(read.cache)
+        cache.layers = [copy.copy(layer) for layer in read.cache.layers]
+        cache.batch_select_indices(batch.prefix_of)
+        hidden = self._body(batch.ids, batch.mask, batch.positions, cache, read.reference)
+        return self._head(hidden[batch.chosen], read.reference)
 
 
-class _Packed(NamedTuple):
-    """U distinct prefixes [U, P] (left-padded) and B continuations [B, T] (right-padded), each of prefix
-    `prefix_of` [B];
-    `chosen` [B, T] marks the positions whose next token was sampled, `targets` and `row` name that token and its
-    sequence."""
+class _Read(NamedTuple):
+    """U prompts as a model has read them: `mask` int[U, P]."""
 
-    prefix: Tensor
-    prefix_mask: Tensor
-    prefix_of: Tensor
-    ids: Tensor
+    cache: DynamicCache
     mask: Tensor
-    positions: Tensor
-    chosen: Tensor
-    targets: Tensor
-    row: Tensor
+    reference: bool
 
 
 NOTHING_GIVEN: tuple[tuple[int, ...], bool] = ((), False)
-
-
-def _some(
-    part: NDArray[np.intp], prompts: Sequence[Prompt], token_ids: Sequence[Sequence[Sequence[int]]]
-) -> tuple[list[Prompt], list[Sequence[Sequence[int]]]]:
-    at = part.tolist()
-    return [prompts[one] for one in at], [token_ids[one] for one in at]
 
 
 def _given(start: Start, slot: int) -> tuple[tuple[int, ...], bool]:

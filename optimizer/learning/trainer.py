@@ -56,6 +56,7 @@ class PolicyTrainer:
         self.last: UpdateReport | None = None
         self._critic, self._shelf, self._campaigns = critic, shelf, campaigns
         self._turns = Turns()
+        self._followed = 0
         self._reward_scale = 0.0
         self._accepted_kl = math.inf
         self._before: dict[str, Tensor] = {}
@@ -188,7 +189,8 @@ class PolicyTrainer:
             found = [favourites(view, self._shelf.archive, campaign, segment, config) for campaign, segment in places]
             some = [one for one in found if one is not None]
             if some:
-                self.skipped_steps += follow(self.policy, self._optimizer, some, self.kl.weight, config)
+                self.skipped_steps += follow(self.policy, self._optimizer, some, self.kl.weight, config, self._followed)
+                self._followed += 1
 
     def _hold_budget(self, batches: list[PoolBatch], anchors: dict[object, Anchor]) -> None:
         """Steps on the penalty alone until the divergence is inside its budget; the old weights where that neither does

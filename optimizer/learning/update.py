@@ -14,11 +14,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from optimizer.learning.policy import Anchor, LanguagePolicy, Scored
+from optimizer.learning.policy import Anchor, LanguagePolicy
 from optimizer.learning.prompt import Prompt
 from optimizer.maths.gradient import doubly_robust_factors
 from optimizer.maths.weights import effective_sample_size, truncated_ratios
-from optimizer.types import Decode, Pool
+from optimizer.types import Pool
 
 Floats = NDArray[np.float64]
 
@@ -112,7 +112,7 @@ def _accumulate(
     reward_scale: float,
     config: UpdateConfig,
 ) -> UpdateReport:
-    """Add the batch's gradient to the parameters', one forward and backward pass for all pools of one decoding.
+    """Add the batch's gradient to the parameters', one backward pass for all pools of one decoding.
     `anchors` keeps the reference's part between the passes of one increment."""
     by_decode: dict[object, list[tuple[PoolBatch, list[int]]]] = {}
     for group in groups:
@@ -124,7 +124,7 @@ def _accumulate(
         prompts = [batch.prompt for batch, index in same for _ in index]
         tokens = [batch.pool.candidates[at].token_ids for batch, index in same for at in index]
         compared = which_compared(len(tokens), config.compare_every, config.least_compared)
-        scored = score_some_compared(policy, prompts, tokens, compared, same[0][0].pool.decode, anchors.get(decode, ()))
+        scored = policy.score(prompts, tokens, same[0][0].pool.decode, anchors.get(decode, ()), compared)
         anchors[decode] = scored.anchor
         logs = scored.log_prob.detach().double().cpu().numpy()
         factors, counts = [], []
@@ -145,12 +145,11 @@ def _accumulate(
             np.concatenate(factors) / (reward_scale * len(groups)), device=policy.device, dtype=torch.float32
         )
         ratio = np.concatenate(ratios[-len(same) :])
-        if effective_sample_size(ratio) < config.least_effective:
+        if effective_sample_size(ratio[compared]) < max(config.least_effective, 1.0):
             ratio = np.ones_like(ratio)
-        count_all = np.concatenate(counts)
-        weight_np = count_all * ratio
+        weight_np = np.concatenate(counts) * ratio
         # The samples that are compared stand for all.
-        compared_np = weight_np * compared * (count_all.sum() / count_all[compared].sum())
+        compared_np = weight_np * compared * (weight_np.sum() / weight_np[compared].sum())
         weight = torch.tensor(compared_np / samples, device=policy.device, dtype=torch.float32)
         # A text that the truncated distribution no longer reaches has weight 0 and no gradient.
         reachable = torch.where(torch.isfinite(scored.log_prob), scored.log_prob, torch.zeros_like(scored.log_prob))
@@ -167,32 +166,8 @@ def _accumulate(
 
 
 def which_compared(count: int, every: int, least: int) -> NDArray[np.bool_]:
-    """bool[count], which of so many texts are compared with the reference: one in `every`, but all where those would
-    be fewer than `least`; the same ones whenever it is asked."""
+    """bool[count], which of so many texts are compared with the reference: one in `every`, but all where there are
+    fewer than `every` times `least`; the same ones whenever it is asked."""
+    if every < 1:
+        raise ValueError(f"every: got {every}, expected 1 or more")
     return np.equal(np.arange(count) % (every if count >= every * least else 1), 0)
-
-
-def score_some_compared(
-    policy: LanguagePolicy,
-    prompts: Sequence[Prompt],
-    tokens: Sequence[Sequence[Sequence[int]]],
-    compared: NDArray[np.bool_],
-    decode: Decode,
-    anchor: Anchor = (),
-) -> Scored:
-    """`LanguagePolicy.score` of all texts, of which only those `compared` are read by the reference: `kl` is 0 for the
-    others. `anchor` is of those compared."""
-
-    def some(which: NDArray[np.bool_], compare: bool) -> Scored:
-        at = np.flatnonzero(which).tolist()
-        return policy.score(
-            [prompts[one] for one in at], [tokens[one] for one in at], decode, anchor if compare else (), compare
-        )
-
-    beside = some(compared, True)
-    if compared.all():
-        return beside
-    alone = some(~compared, False)
-    back = torch.tensor(np.argsort(np.argsort(~compared, kind="stable"), kind="stable"), device=policy.device)
-    log_prob, kl, entropy = (torch.cat(pair)[back] for pair in zip(beside[:3], alone[:3], strict=True))
-    return Scored(log_prob, kl, entropy, beside.anchor)

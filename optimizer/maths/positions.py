@@ -15,7 +15,7 @@ from torch import Tensor
 from optimizer.maths.decoding import least_kept
 from optimizer.types import Decode
 
-BLOCK = 32
+BLOCK, BLOCK_ON_GPU = 32, 128
 # Logits of the same weights differ by some units in the last place of their type between two batches. A drawn token so
 # near below the cut was above it when it was drawn: without this, bfloat16 calls what it has just written impossible.
 UNITS_OF_ERROR = 8
@@ -38,9 +38,8 @@ def reference_log_probs(logits: Tensor, temperature: float, barred: Tensor) -> T
     out = torch.empty(logits.shape, dtype=torch.float32, device=logits.device)
     columns = barred.nonzero()[:, 0]
     with torch.no_grad():
-        for start in range(0, len(logits), BLOCK):
-            block = _scaled(logits[start : start + BLOCK], temperature, columns)
-            torch.log_softmax(block, dim=-1, out=out[start : start + BLOCK])
+        for at in _blocks(logits):
+            torch.log_softmax(_scaled(logits[at], temperature, columns), dim=-1, out=out[at])
     return out
 
 
@@ -49,8 +48,7 @@ def drawn_log_probs(logits: Tensor, targets: Tensor, temperature: float, barred:
     out = torch.empty(len(logits), dtype=torch.float32, device=logits.device)
     columns = barred.nonzero()[:, 0]
     with torch.no_grad():
-        for start in range(0, len(logits), BLOCK):
-            at = slice(start, start + BLOCK)
+        for at in _blocks(logits):
             block = _scaled(logits[at], temperature, columns)
             out[at] = block.gather(1, targets[at, None])[:, 0] - block.logsumexp(-1)
     return out
@@ -71,6 +69,12 @@ def score_positions(
     if logits.shape != reference or targets.shape != logits.shape[:1] or barred.shape != logits.shape[1:]:
         raise ValueError(f"shapes differ: {logits.shape}, {reference}, {targets.shape}, {barred.shape}")
     return Positions(*_Score.apply(logits, anchor, targets, decode, barred))
+
+
+def _blocks(logits: Tensor) -> list[slice]:
+    """The positions in blocks."""
+    size = BLOCK if logits.device.type == "cpu" else BLOCK_ON_GPU
+    return [slice(start, start + size) for start in range(0, len(logits), size)]
 
 
 def _scaled(logits: Tensor, temperature: float, columns: Tensor) -> Tensor:
@@ -95,8 +99,7 @@ class _Score(torch.autograd.Function):
         normal, least, mass = torch.empty(3, count, 1, dtype=torch.float32, device=logits.device)
         columns = barred.nonzero()[:, 0]
         inside = torch.empty(count, 1, dtype=torch.bool, device=logits.device)
-        for start in range(0, count, BLOCK):
-            at = slice(start, start + BLOCK)
+        for at in _blocks(logits):
             z = _scaled(logits[at], decode.temperature, columns)
             top = z.amax(-1, keepdim=True)
             least[at] = least_kept(z, decode)
@@ -123,8 +126,7 @@ class _Score(torch.autograd.Function):
         logits, anchor, targets, columns, normal, least, inside, mass, kl = ctx.saved_tensors
         by_log_prob, by_kl = grads[0][:, None], grads[1][:, None]
         out = torch.empty_like(logits)
-        for start in range(0, len(logits), BLOCK):
-            at = slice(start, start + BLOCK)
+        for at in _blocks(logits):
             z = _scaled(logits[at], ctx.temperature, columns)
             kept = (z >= least[at]).scatter_(1, targets[at, None], inside[at])
             p = z.sub_(normal[at]).exp()

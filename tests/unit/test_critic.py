@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
 from optimizer.learning.critic import Critic, CriticConfig
+from optimizer.learning.heads import Heads
 from optimizer.maths.delay import still_to_come
 from optimizer.types import Attribution, Campaign, RewardWeights
 from tests.learning_rig import START_MS, campaign, candidate, outcome
@@ -232,6 +235,29 @@ def test_the_rows_of_a_pass_stand_for_all() -> None:
     # The newest five are always there, once each; each of the others is there in 15 of 55 passes, for 55 / 15 rows.
     assert counted[55:].tolist() == [600.0] * 5
     np.testing.assert_allclose(counted[:55] / 600, 1.0, atol=0.3)
+
+
+def test_what_rows_stand_for_counts_in_the_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = campaign(attribution=LONG)
+    critic = Critic(CriticConfig(heads=4, rows_per_pass=20))
+    for at in range(60):
+        add(critic, made, f"d{at}", text=candidate(f"Rest number{at}"), click=at % 2 == 1, closed=True)
+    fitted: list[tuple[np.ndarray, np.ndarray]] = []
+
+    def noted(heads: Heads, x: Any, mass: np.ndarray, total: np.ndarray, *_: Any) -> float:
+        fitted.append((mass, total))
+        return 0.0
+
+    monkeypatch.setattr(Heads, "fit", noted)
+    critic.fit()
+    mass, total = fitted[0]
+    whole = critic.buffer.totals()
+    # Poisson weights are whole numbers: the newest five rows count once, each of the others for 55 / 15.
+    np.testing.assert_allclose(mass[-5:], (whole.clicked + whole.settled)[-5:])
+    np.testing.assert_allclose(total[-5:], whole.clicked[-5:])
+    others = mass[:-5] * 15 / 55
+    np.testing.assert_allclose(others, others.round(), atol=1e-4)
+    assert others.max() >= 1
 
 
 def test_counts_of_past_tests_teach_what_their_outcomes_would() -> None:

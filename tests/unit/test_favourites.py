@@ -12,7 +12,7 @@ from optimizer.ids import campaign_hash, variant_id
 from optimizer.learning.archive import Archive
 from optimizer.learning.base import load_policy
 from optimizer.learning.critic import Critic, CriticConfig
-from optimizer.learning.favourites import LEAST_COMPARED, WHOLE, Favourites, FavouritesConfig, Turns, favourites, follow
+from optimizer.learning.favourites import WHOLE, Favourites, FavouritesConfig, Turns, favourites, follow
 from optimizer.learning.policy import LanguagePolicy
 from optimizer.learning.prompt import build_prompt
 from optimizer.types import Campaign, Candidate, Decode, Pool
@@ -108,25 +108,29 @@ def test_a_step_makes_the_favourites_likelier_and_the_penalty_holds_it_back(poli
     assert gained[50.0] < 0.5 * gained[0.0]
 
 
-def test_of_many_texts_every_second_is_compared_with_the_reference_and_stands_for_all(policy: LanguagePolicy) -> None:
+@pytest.mark.parametrize("turn", [0, 1])
+def test_of_many_texts_every_second_is_compared_and_stands_for_its_place(policy: LanguagePolicy, turn: int) -> None:
     made = campaign()
+    prompt = build_prompt(made, "all")
     generator = torch.Generator().manual_seed(2)
     with torch.no_grad():  # away from the reference, so that there is a divergence
         for value in policy.trainable().values():
             value.add_(torch.randn(value.shape, generator=generator) * 0.02)
-    tokens = [
-        one.token_ids for one in policy.sample([build_prompt(made, "all")], 2 * LEAST_COMPARED, WHOLE, generator)[0]
-    ]
-    weights = np.random.default_rng(1).dirichlet(np.ones(len(tokens)))
+    tokens = [one.token_ids for one in policy.sample([prompt], 2 * FREE.least_compared, WHOLE, generator)[0]]
+    # Two places, and one with a single text.
+    parts = [tokens[:15], tokens[15:-1], tokens[-1:]]
+    weights = [np.random.default_rng(1).dirichlet(np.ones(len(part))) for part in parts]
     parameters = policy.trainable()
-    scored = policy.score([build_prompt(made, "all")] * len(tokens), tokens, WHOLE)
-    weight = torch.tensor(weights, dtype=torch.float32)
-    half = weight[::2] / weight[::2].sum()
-    expected = torch.autograd.grad(
-        5.0 * (half * scored.kl[::2]).sum() - (weight * scored.log_prob).sum(), list(parameters.values())
-    )
+    loss = torch.zeros(())
+    for place, (part, own) in enumerate(zip(parts, weights, strict=True)):
+        scored = policy.score([prompt] * len(part), part, WHOLE)
+        weight = torch.tensor(own, dtype=torch.float32)
+        beside = (torch.arange(len(part)) + place + turn) % 2 == 0 if len(part) > 1 else torch.ones(1, dtype=torch.bool)
+        loss = loss + 5.0 * (weight * scored.kl)[beside].sum() / weight[beside].sum() - (weight * scored.log_prob).sum()
+    expected = torch.autograd.grad(loss / 3, list(parameters.values()))
     still = torch.optim.SGD(list(parameters.values()), lr=0.0)
-    assert follow(policy, still, [Favourites(build_prompt(made, "all"), tokens, weights)], 5.0, FREE) == 0
+    some = [Favourites(prompt, part, own) for part, own in zip(parts, weights, strict=True)]
+    assert follow(policy, still, some, 5.0, FREE, turn) == 0
     for (name, value), wanted in zip(parameters.items(), expected, strict=True):
         assert value.grad is not None
         torch.testing.assert_close(value.grad, wanted, rtol=1e-3, atol=3e-5 * float(wanted.abs().max()), msg=name)

@@ -10,7 +10,9 @@ import torch
 from scipy import stats
 
 from optimizer.learning import base as base_module
+from optimizer.learning import policy as policy_module
 from optimizer.learning.base import load_policy
+from optimizer.learning.batches import Batch
 from optimizer.learning.policy import Cancelled, LanguagePolicy, Sample, embedding_of
 from optimizer.learning.prompt import Prompt, build_prompt, summarise
 from optimizer.maths.decoding import decoding_log_probs
@@ -61,6 +63,16 @@ def shake(policy: LanguagePolicy, seed: int, size: float = 0.05) -> None:
     with torch.no_grad():
         for value in policy.trainable().values():
             value.add_(torch.randn(value.shape, generator=generator) * size)
+
+
+def positions_of(
+    policy: LanguagePolicy, asked: list[Prompt], token_ids: list[tuple[tuple[int, ...], ...]]
+) -> tuple[Batch, torch.Tensor]:
+    """All texts as one batch, with the logits of its sampled positions."""
+    rows = policy._rows(asked, token_ids)
+    read = policy._read(rows, reference=False)
+    batch = policy._batch(rows, np.arange(len(asked)), read)
+    return batch, policy._logits(batch, read)
 
 
 @pytest.mark.parametrize("decode", DECODES, ids=str)
@@ -251,8 +263,7 @@ def test_a_text_goes_on_from_its_beginning_with_the_probabilities_of_the_rest(
                 assert len(text.log_probs[at]) == len(text.token_ids[at]) - len(tokens) > 0
         # The logged probabilities are those of the tokens that were drawn, after those that were given.
         with torch.no_grad():
-            packed = policy._pack([prompt], [text.token_ids])
-            logits = policy._position_logits(packed, reference=False)
+            packed, logits = positions_of(policy, [prompt], [text.token_ids])
             each = torch.log_softmax(logits.masked_fill(policy._barred, float("-inf")), -1)
             logged = each.gather(1, packed.targets[:, None])[:, 0]
         given, expected, begin = sum(text.log_probs, ()), [], 0
@@ -274,14 +285,56 @@ def test_prompts_of_unequal_length_do_not_disturb_each_others_texts(name: str, r
     drawn = policy.sample([short, long], 2, decode, torch.Generator().manual_seed(3), starts=starts)
     for prompt, texts, begun in zip((short, long), drawn, starts, strict=True):
         with torch.no_grad():
-            packed = policy._pack([prompt] * 2, [text.token_ids for text in texts])
-            logits = policy._position_logits(packed, reference=False)
+            packed, logits = positions_of(policy, [prompt] * 2, [text.token_ids for text in texts])
         each = torch.log_softmax(logits.masked_fill(policy._barred, float("-inf")), -1)
         logged = each.gather(1, packed.targets[:, None])[:, 0]
         for at, (text, start) in enumerate(zip(texts, begun, strict=True)):
             own = logged[packed.row == at].tolist()[len(start[0]) :]
             assert text.token_ids[0][: len(start[0])] == start[0]
             np.testing.assert_allclose(text.log_probs[0], own, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["tiny", "llama", "lora"])
+def test_texts_in_many_batches_are_read_as_each_is_alone(
+    kind: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Values and gradient; some compared with the reference, some not; also with what the reference said before."""
+    policy: LanguagePolicy = request.getfixturevalue(kind)
+    before = {name: value.detach().clone() for name, value in policy.trainable().items()}
+    request.addfinalizer(lambda: policy.put(before))
+    shake(policy, 3, 0.02)
+    decode = Decode(0.8, 50)
+    drawn = draw(policy, TWO, decode, n=7)
+    asked = [prompt for prompt, texts in zip(prompts(TWO), drawn, strict=True) for _ in texts]
+    tokens = [text.token_ids for texts in drawn for text in texts]
+    mixed = np.random.default_rng(1).permutation(len(tokens))
+    asked, tokens = [asked[at] for at in mixed], [tokens[at] for at in mixed]
+    compared = np.arange(len(tokens)) % 3 != 1
+    by_log, by_kl = torch.rand(2, len(tokens), generator=torch.Generator().manual_seed(1))
+
+    def gradient(log_prob: torch.Tensor, kl: torch.Tensor) -> list[torch.Tensor]:
+        return list(torch.autograd.grad((by_log * log_prob + by_kl * kl).sum(), list(policy.trainable().values())))
+
+    alone = [policy.score([prompt], [ids], decode) for prompt, ids in zip(asked, tokens, strict=True)]
+    log_prob, entropy = torch.cat([one.log_prob for one in alone]), torch.cat([one.entropy for one in alone])
+    kl = torch.cat([one.kl for one in alone]) * torch.tensor(compared)
+    wanted = gradient(log_prob, kl)
+    surprise = [policy.surprise([prompt], [ids], decode)[0] for prompt, ids in zip(asked, tokens, strict=True)]
+    monkeypatch.setattr(policy_module, "READ_AT_ONCE", 3)
+    first = policy.score(asked, tokens, decode, compared=compared)
+    assert len(first.anchor) == 3
+    for found in (first, policy.score(asked, tokens, decode, first.anchor, compared)):
+        torch.testing.assert_close(found.log_prob, log_prob, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(found.kl, kl, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(found.entropy, entropy, rtol=1e-4, atol=1e-4)
+        for mine, theirs in zip(gradient(found.log_prob, found.kl), wanted, strict=True):
+            torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-4 * max(1.0, float(theirs.abs().max())))
+    assert float(kl.detach().abs().max()) > 0.01
+    assert policy.surprise(asked, tokens, decode) == pytest.approx(surprise, abs=1e-4)
+    same = policy.score(asked, tokens, Decode(), policy.anchor(asked, tokens))
+    assert float(same.kl.detach().abs().max()) < 1e-4
+    with pytest.raises(ValueError, match="zip"):
+        policy.score(asked, tokens, decode, first.anchor[:-1], compared)
 
 
 def test_no_text_grows_over_its_slots_limit_beside_a_shorter_beginning(tiny: LanguagePolicy) -> None:

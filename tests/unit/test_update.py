@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -14,7 +15,7 @@ from optimizer.learning import base as base_module
 from optimizer.learning.base import load_policy
 from optimizer.learning.policy import LanguagePolicy, Sample
 from optimizer.learning.prompt import build_prompt
-from optimizer.learning.update import PoolBatch, UpdateConfig, update_policy
+from optimizer.learning.update import PoolBatch, UpdateConfig, update_policy, which_compared
 from optimizer.maths.gradient import doubly_robust_factors
 from optimizer.types import Candidate, Decode, Pool
 from tests.learning_rig import campaign, settle
@@ -153,25 +154,71 @@ def test_pools_are_averaged_and_the_penalty_is_the_mean_divergence_of_a_sample(p
 
 
 def test_every_second_sample_is_compared_with_the_reference_and_stands_for_all(policy: LanguagePolicy) -> None:
-    drawn = samples(policy, 4)
-    made = batch(drawn, [0.3, 0.1, 0.2, 0.8], [1, 2], [1.0, 1.0], [0.5, 0.2], [3, 1, 2, 1])
-    factors = doubly_robust_factors(
-        made.q, np.array([3.0, 1.0, 2.0, 1.0]), np.ones(4), made.shown, made.rewards, made.selection
-    )
-    scored = policy.score([PROMPT] * 4, [sample.token_ids for sample in drawn], Decode())
+    drawn = samples(policy, 7)
+    counts = [3, 1, 2, 1, 1, 2, 1]
+    made = batch(drawn, [0.3, 0.1, 0.2, 0.8, 0.4, 0.0, 0.6], [1, 2], [1.0, 1.0], [0.5, 0.2], counts)
+    number = np.array(counts, float)
+    factors = doubly_robust_factors(made.q, number, np.ones(7), made.shown, made.rewards, made.selection)
+    scored = policy.score([PROMPT] * 7, [sample.token_ids for sample in drawn], Decode())
     reward = (torch.tensor(factors, dtype=torch.float32) * scored.log_prob).sum() / 0.25
-    penalty = (3.0 * scored.kl[0] + 2.0 * scored.kl[2]) / 5
-    half = replace(PLAIN, compare_every=2, least_compared=2, least_effective=0.0)
+    penalty = (torch.tensor(counts[::2]) * scored.kl[::2]).sum() / sum(counts[::2])
+    half = replace(PLAIN, compare_every=2, least_compared=3, least_effective=0.0)
     assert_same(gradient_of(policy, [made], 0.4, 0.25, half), autograd(policy, 0.4 * penalty - reward))
     report = update_policy(policy, Still(list(policy.trainable().values())), [made], 0.4, 0.25, half)
     assert report.kl == pytest.approx(float(penalty.detach()), rel=1e-3)
-    assert report.entropy == pytest.approx(
-        float((torch.tensor([3.0, 1.0, 2.0, 1.0]) * scored.entropy).sum() / 7), rel=1e-3
-    )
-    few = replace(half, least_compared=3)
-    of_all = (torch.tensor([3.0, 1.0, 2.0, 1.0]) * scored.kl).sum() / 7
+    assert report.entropy == pytest.approx(float((torch.tensor(number) * scored.entropy).sum() / 11), rel=1e-3)
+    few = replace(half, least_compared=4)
+    of_all = (torch.tensor(number) * scored.kl).sum() / 11
     report = update_policy(policy, Still(list(policy.trainable().values())), [made], 0.4, 0.25, few)
     assert report.kl == pytest.approx(float(of_all.detach()), rel=1e-3)
+
+
+@pytest.mark.parametrize("every", [1, 2])
+def test_the_floor_of_effective_samples_is_of_those_that_are_compared(policy: LanguagePolicy, every: int) -> None:
+    """Every second text is one that the present policy would hardly write: all others are near it."""
+    drawn = samples(policy, 64)
+    made = batch(drawn, [0.0] * 64, [0], [0.0], [1.0])
+    unlikely = tuple(
+        msgspec.structs.replace(one, log_probs=((one.log_probs[0][0] + 40.0, *one.log_probs[0][1:]),))
+        if at % 2 == 0
+        else one
+        for at, one in enumerate(made.pool.candidates)
+    )
+    made = made._replace(pool=msgspec.structs.replace(made.pool, candidates=unlikely))
+    config = UpdateConfig(compare_every=every)
+    report = update_policy(policy, Still(list(policy.trainable().values())), [made], 0.1, 1.0, config)
+    assert report.effective_sample_size == pytest.approx(32.0, rel=0.2)
+    with torch.no_grad():
+        kl = policy.score([PROMPT] * 64, [sample.token_ids for sample in drawn], Decode()).kl
+    assert report.kl == pytest.approx(float(kl[1::2].mean() if every == 1 else kl[::2].mean()), rel=0.2)
+    assert report.gradient_norm > 0.0
+
+
+def test_what_the_reference_said_is_used_again(policy: LanguagePolicy, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = samples(policy, 6)
+    made = batch(drawn, [0.1] * 6, [0], [1.0], [0.5])
+    half = replace(PLAIN, compare_every=2, least_compared=2, passes=2)
+    asked: list[bool] = []
+    read = LanguagePolicy._read
+
+    def counted(self: LanguagePolicy, rows: Any, reference: bool) -> Any:
+        asked.append(reference)
+        return read(self, rows, reference)
+
+    monkeypatch.setattr(LanguagePolicy, "_read", counted)
+    anchors: dict[object, Any] = {}
+    for _ in range(2):
+        update_policy(policy, Still(list(policy.trainable().values())), [made], 0.1, 1.0, half, anchors)
+    assert asked.count(True) == 1
+    assert asked.count(False) == 4
+
+
+def test_one_in_so_many_is_compared_but_never_too_few() -> None:
+    assert which_compared(6, 2, 3).tolist() == [True, False] * 3
+    assert which_compared(5, 2, 3).all()
+    assert which_compared(9, 3, 3).tolist() == [True, False, False] * 3
+    with pytest.raises(ValueError, match="every: got 0, expected 1 or more"):
+        which_compared(4, 0, 1)
 
 
 def test_pools_of_different_decodings_each_keep_their_own(policy: LanguagePolicy) -> None:
