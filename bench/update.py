@@ -4,10 +4,10 @@ All on the same model, in the same dtype and threads, on the same 256 texts (8 p
 tokens, taking turns in one run. Printed are medians and ratios. What is counted:
 
 - update: score the texts, gradient, clip, optimizer step. Adloop's is `update_policy`, with the divergence of every
-  second text over the whole vocabulary at every token. A learner's increment has a step towards the critic's favourites before it: it is
-  counted with 64 favourites beside all 256 samples, and as large as a learner takes it by default, 4 pools of 32
-  samples and 64 favourites, 192 texts in all. TRL's is `GRPOTrainer.training_step` on the 256 texts as rollouts and
-  then the optimizer's step, in one batch, with and without its own divergence estimate (beta).
+  second text over the whole vocabulary at every token. A learner's increment has a step towards the critic's favourites
+  before it: it is counted with 64 favourites beside all 256 samples, and as large as a learner takes it by default, 4
+  pools of 32 samples and 64 favourites, 192 texts in all. TRL's is `GRPOTrainer.training_step` on the 256 texts as
+  rollouts and then the optimizer's step, in one batch, with and without its own divergence estimate (beta).
 - sample: 256 texts from 8 prompts. Adloop's is `LanguagePolicy.sample`, with the exact log-probability of each token;
   the other is `generate` with the same temperature, cuts and ends of text.
 - both: sample and update; TRL's samples by itself.
