@@ -44,6 +44,17 @@ def like_lengths(rows: Rows, which: NDArray[np.bool_], at_once: int) -> list[NDA
     return np.array_split(order, -(-len(order) // at_once)) if len(order) else []
 
 
+def which_compared(sizes: Sequence[int], every: int, least: int, turn: int = 0) -> list[NDArray[np.bool_]]:
+    """bool[size] for each group of texts, which of them are compared with the reference: one in `every`, at least one
+    of a group, but all where all groups together have fewer than `every` times `least`. Which ones changes from group
+    to group and from turn to turn."""
+    if every < 1:
+        raise ValueError(f"every: got {every}, expected 1 or more")
+    step = every if sum(sizes) >= every * least else 1
+    found = [np.equal((np.arange(size) + group + turn) % step, 0) for group, size in enumerate(sizes)]
+    return [some if some.any() else np.ones_like(some) for some in found]
+
+
 def left_padded(rows: Sequence[Sequence[int]], padding: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Token lists as int[n, T] that end together, and where there are tokens, int[n, T]."""
     width = max(len(row) for row in rows)

@@ -9,7 +9,7 @@ wrong; the doubly robust gradient, which is not, comes after it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from optimizer.learning.archive import Archive
+from optimizer.learning.batches import which_compared
 from optimizer.learning.policy import LanguagePolicy
 from optimizer.learning.prompt import Prompt, build_prompt
 from optimizer.learning.traffic import due, place_name
@@ -114,30 +115,19 @@ def follow(
     """
     prompts = [one.prompt for one in some for _ in one.token_ids]
     tokens = [ids for one in some for ids in one.token_ids]
-    weights = np.concatenate([one.weights for one in some]) / len(some)
-    compared = _compared([len(one.token_ids) for one in some], config, turn)
-    penalties = kl_weight * np.concatenate(
-        [
-            own * beside * (own.sum() / own[beside].sum())
-            for one, beside in zip(some, compared, strict=True)
-            for own in [one.weights / len(some)]
-        ]
+    weights = [one.weights / len(some) for one in some]
+    compared = which_compared([len(own) for own in weights], config.compare_every, config.least_compared, turn)
+    # Those of a place that are compared bear its penalty. They stand by weight, so that always the same would not do.
+    penalties = [own * beside * (own.sum() / own[beside].sum()) for own, beside in zip(weights, compared, strict=True)]
+    weight, penalty = (
+        torch.tensor(np.concatenate(each), device=policy.device, dtype=torch.float32) for each in (weights, penalties)
     )
-    weight, penalty = (torch.tensor(each, device=policy.device, dtype=torch.float32) for each in (weights, penalties))
     optimizer.zero_grad(set_to_none=True)
     scored = policy.score(prompts, tokens, WHOLE, compared=np.concatenate(compared))
-    loss = (penalty * scored.kl - weight * scored.log_prob).sum()
+    loss = (kl_weight * penalty * scored.kl - weight * scored.log_prob).sum()
     loss.backward()  # type: ignore[no-untyped-call]
     norm = torch.nn.utils.clip_grad_norm_(list(policy.trainable().values()), config.clip)
     if not torch.isfinite(norm):
         return 1
     optimizer.step()
     return 0
-
-
-def _compared(sizes: Sequence[int], config: FavouritesConfig, turn: int) -> list[NDArray[np.bool_]]:
-    """bool[size] for each place, the texts that are compared with the reference: one at least. Texts stand by weight:
-    which of them it is changes from place to place and from turn to turn."""
-    every = config.compare_every if sum(sizes) >= config.compare_every * config.least_compared else 1
-    found = [np.equal((np.arange(size) + place + turn) % every, 0) for place, size in enumerate(sizes)]
-    return [some if some.any() else np.ones_like(some) for some in found]

@@ -347,13 +347,13 @@ class LanguagePolicy:
         self, prompts: Sequence[Prompt], token_ids: Sequence[Sequence[Sequence[int]]], decode: Decode
     ) -> list[float]:
         """How unlikely the least likely token of each text is under the reference: B values of -log p, in nats."""
+        if not prompts:
+            return []
         worst = torch.zeros(len(prompts), device=self.device)
         rows = self._rows(prompts, token_ids)
-        parts = like_lengths(rows, np.ones(len(prompts), bool), self._at_once)
         with self._as_reference():
-            theirs = self._read(rows, reference=True) if parts else None
-            for part in parts:
-                assert theirs is not None
+            theirs = self._read(rows, reference=True)
+            for part in like_lengths(rows, np.ones(len(prompts), bool), self._at_once):
                 batch = self._batch(rows, part, theirs)
                 logits = self._logits(batch, theirs)
                 picked = -drawn_log_probs(logits, batch.targets, decode.temperature, self._barred)

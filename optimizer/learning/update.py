@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from optimizer.learning.batches import which_compared
 from optimizer.learning.policy import Anchor, LanguagePolicy
 from optimizer.learning.prompt import Prompt
 from optimizer.maths.gradient import doubly_robust_factors
@@ -117,13 +118,13 @@ def _accumulate(
     by_decode: dict[object, list[tuple[PoolBatch, list[int]]]] = {}
     for group in groups:
         by_decode.setdefault(group[0].pool.decode, []).append(group)
-    kl_sum, compared_sum, entropy_sum, weight_sum, sequences = 0.0, 0.0, 0.0, 0.0, 0
+    kl_sum, entropy_sum, weight_sum, sequences = 0.0, 0.0, 0.0, 0
     ratios: list[Floats] = []
     samples = sum(batch.pool.candidates[at].count for batch, index in groups for at in index)
     for decode, same in by_decode.items():
         prompts = [batch.prompt for batch, index in same for _ in index]
         tokens = [batch.pool.candidates[at].token_ids for batch, index in same for at in index]
-        compared = which_compared(len(tokens), config.compare_every, config.least_compared)
+        (compared,) = which_compared([len(tokens)], config.compare_every, config.least_compared)
         scored = policy.score(prompts, tokens, same[0][0].pool.decode, anchors.get(decode, ()), compared)
         anchors[decode] = scored.anchor
         logs = scored.log_prob.detach().double().cpu().numpy()
@@ -156,18 +157,9 @@ def _accumulate(
         loss = -(factor * reachable).sum() + kl_weight * (weight * scored.kl).sum()
         loss.backward()  # type: ignore[no-untyped-call]
         kl_sum += float(scored.kl.detach().double().cpu().numpy() @ compared_np)
-        compared_sum += float(compared_np.sum())
         entropy_sum += float(scored.entropy.double().cpu().numpy() @ weight_np)
         weight_sum += float(weight_np.sum())
         sequences += len(tokens)
     total = max(weight_sum, 1e-12)
     ess = effective_sample_size(np.concatenate(ratios)) if ratios else 0.0
-    return UpdateReport(kl_sum / max(compared_sum, 1e-12), entropy_sum / total, 0.0, ess, sequences, 0)
-
-
-def which_compared(count: int, every: int, least: int) -> NDArray[np.bool_]:
-    """bool[count], which of so many texts are compared with the reference: one in `every`, but all where there are
-    fewer than `every` times `least`; the same ones whenever it is asked."""
-    if every < 1:
-        raise ValueError(f"every: got {every}, expected 1 or more")
-    return np.equal(np.arange(count) % (every if count >= every * least else 1), 0)
+    return UpdateReport(kl_sum / total, entropy_sum / total, 0.0, ess, sequences, 0)

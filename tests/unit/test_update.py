@@ -13,9 +13,10 @@ import torch
 
 from optimizer.learning import base as base_module
 from optimizer.learning.base import load_policy
+from optimizer.learning.batches import which_compared
 from optimizer.learning.policy import LanguagePolicy, Sample
 from optimizer.learning.prompt import build_prompt
-from optimizer.learning.update import PoolBatch, UpdateConfig, update_policy, which_compared
+from optimizer.learning.update import PoolBatch, UpdateConfig, update_policy
 from optimizer.maths.gradient import doubly_robust_factors
 from optimizer.types import Candidate, Decode, Pool
 from tests.learning_rig import campaign, settle
@@ -214,11 +215,13 @@ def test_what_the_reference_said_is_used_again(policy: LanguagePolicy, monkeypat
 
 
 def test_one_in_so_many_is_compared_but_never_too_few() -> None:
-    assert which_compared(6, 2, 3).tolist() == [True, False] * 3
-    assert which_compared(5, 2, 3).all()
-    assert which_compared(9, 3, 3).tolist() == [True, False, False] * 3
+    assert which_compared([6], 2, 3)[0].tolist() == [True, False] * 3
+    assert which_compared([5], 2, 3)[0].all()
+    assert which_compared([9], 3, 3)[0].tolist() == [True, False, False] * 3
+    groups = [[False, True, False], [True, False, True], [True]]
+    assert [one.tolist() for one in which_compared([3, 3, 1], 2, 3, turn=1)] == groups
     with pytest.raises(ValueError, match="every: got 0, expected 1 or more"):
-        which_compared(4, 0, 1)
+        which_compared([4], 0, 1)
 
 
 def test_pools_of_different_decodings_each_keep_their_own(policy: LanguagePolicy) -> None:
