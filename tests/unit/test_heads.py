@@ -74,6 +74,25 @@ def test_without_data_the_heads_stay_at_their_prior() -> None:
     np.testing.assert_allclose(made.weights(), prior_draws(IDS[:3], 4, 3) * 0.5, atol=1e-6)
 
 
+def test_features_that_no_row_has_cost_nothing_and_stand_at_their_prior() -> None:
+    rng = np.random.default_rng(0)
+    x = sparse.csr_matrix((rng.random((40, 12)) < 0.4).astype(np.float32) * (np.arange(12) % 3 > 0))
+    mass = rng.poisson(1.0, (40, 4)).astype(np.float32)
+    total = mass * (rng.random((40, 4)) < 0.3)
+    whole, part = heads(4), heads(4)
+    for made in (whole, part):
+        made.grow(IDS[:12], FAMILY[:12])
+    there = np.unique(x.indices)
+    for _ in range(6):
+        whole.fit(x, mass, total, "logistic", 20, -2.0)
+        part.fit(x, mass, total, "logistic", 20, -2.0, among=there)
+    np.testing.assert_allclose(part.weights(), whole.weights(), atol=1e-6)
+    assert len(there) == 8
+    moved = np.abs(part.u - prior_draws(IDS[:12], 4, 3)).max(axis=1)
+    assert (moved[there] > 0.01).all()
+    assert not moved[np.arange(12) % 3 == 0].any()
+
+
 def test_learn_scales_shrinks_a_family_that_explains_nothing_and_keeps_the_functions() -> None:
     # Two families of 200 features, each feature seen 1,000 times: weights of one are noise about 0, of the other +-1.
     count = 200
