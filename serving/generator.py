@@ -19,6 +19,7 @@ from optimizer.errors import StoreError
 from optimizer.ids import campaign_hash, new_id, variant_id
 from optimizer.learning.archive import Archive, most_promising, near_duplicate
 from optimizer.learning.base import BaseModel, load_policy, load_version
+from optimizer.learning.crossover import crossed
 from optimizer.learning.policy import LanguagePolicy, Sample, Start
 from optimizer.learning.prompt import Prompt, build_prompt, fill
 from optimizer.learning.traffic import due, place_name
@@ -39,8 +40,10 @@ class GeneratorConfig:
     """Sizes and limits of the pools.
 
     `samples`: texts sampled for a pool. `regrown`: texts that begin as one of the `parents` most promising texts of
-    before does, up to a place drawn at random, and go on as the live version writes; they are no samples of it. `kept`:
-    the most promising texts written before, for any of the campaign's segments, that are carried over.
+    before does, up to a place drawn at random, and go on as the live version writes; they are no samples of it.
+    `crossed`: texts put together from two of the `crossing` most promising ones (crossover.py), the most promising of
+    `bred`; no samples either. `kept`: the most promising texts written before, for any of the campaign's segments, that
+    are carried over.
     `pools_per_step`: places written in one step, all in one batch where their slots agree. `rest_ms`: how long a
     version's other places wait after a batch. `attempts`: rounds of sampling for a pool in which no text passes.
     `most_surprise`: nats; a text with a token less likely than that under the reference model is refused, so that no
@@ -50,6 +53,9 @@ class GeneratorConfig:
     regrown: int = 32
     parents: int = 16
     kept: int = 16
+    crossed: int = 32
+    crossing: int = 64
+    bred: int = 256
     pools_per_step: int = 4
     attempts: int = 3
     rest_ms: int = 5_000
@@ -94,6 +100,7 @@ class Generator:
         self._archive = Archive()
         self._written = ("", 0)
         self._policy = load_policy(base)
+        self._openers = self._policy.codec.openers(self._policy.vocab_size)
         self._refused: str | None = None
         self._critic: CriticView | None = None
         self._rng = np.random.default_rng([seed, 11])
@@ -210,6 +217,7 @@ class Generator:
         judged = self._judged(places, prompts, drawn)
         known = [Known([], np.zeros((0, 0))) if prefix else self._known(*place) for place in places]
         regrown = self._regrown(places, prompts, known, cancelled)
+        bred = self._bred(places, prompts, known)
         pools = []
         for at, (campaign, segment) in enumerate(places):
             fresh = judged[at]
@@ -222,7 +230,8 @@ class Generator:
                 )
                 fresh = self._judged([places[at]], [prompts[at]], [drawn[at]])[0]
             self._count(fresh.values())
-            grown = [text for text in regrown[at] if text.variant_id not in fresh]
+            old = {text.variant_id: text for text in (*regrown[at], *bred[at]) if text.variant_id not in fresh}
+            grown = list(old.values())
             others = {*fresh, *(text.variant_id for text in grown)}
             kept = self._kept(campaign, known[at], others)
             pools.append(
@@ -321,12 +330,47 @@ class Generator:
         drawn = self._policy.sample(their, self.config.regrown, self.config.decode, self._torch, cancelled, begun)
         for place, texts in zip(at, self._judged(own, their, drawn), strict=True):
             self._count(texts.values())
-            grown[place] = [
-                msgspec.structs.replace(text, count=0, kept=True, log_probs=(), embedding=None)
-                for text in texts.values()
-                if text.rejected is None
-            ]
+            grown[place] = _no_samples(texts)
         return grown
+
+    def _bred(
+        self, places: Sequence[tuple[Campaign, str]], prompts: Sequence[Prompt], known: Sequence[Known]
+    ) -> list[list[Candidate]]:
+        """Each place's texts out of two promising ones, those that the critic finds most promising and that may be
+        shown. The model is not asked to write them, so that they cost little, and they are tried out before it has
+        learnt to: the favourites among them are what it learns from."""
+        drawn = [self._crossed(*each) for each in zip(places, prompts, known, strict=True)]
+        judged = self._judged(places, prompts, drawn)
+        return [_no_samples(texts)[: self.config.crossed] for texts in judged]
+
+    def _crossed(self, place: tuple[Campaign, str], prompt: Prompt, known: Known) -> list[Sample]:
+        """Twice as many as are wanted: what the reference finds unlikely falls out yet."""
+        critic, (campaign, segment) = self._critic, place
+        some = known.those(lambda text: bool(text.token_ids))
+        if critic is None or not some.texts or not self.config.crossed:
+            return []
+        parents = [some.texts[at].token_ids for at in most_promising(some.scores, self.config.crossing)]
+        limits, held = self._policy.slot_tokens(prompt), {text.variant_id for text in known.texts}
+        texts: dict[str, Candidate] = {}
+        for tokens in crossed(parents, self.config.bred, self._openers, self._rng):
+            slots = {name: fill(campaign, text) for name, text in self._policy.slots_of(prompt, tokens).items()}
+            name = variant_id(campaign.campaign_id, slots)
+            if name not in held and all(len(own) <= most for own, most in zip(tokens, limits, strict=True)):
+                texts[name] = Candidate(variant_id=name, slots=slots, token_ids=tokens)
+        if not texts:
+            return []
+        new = list(texts.values())
+        scores = critic.score(critic.encode(campaign, segment, new), {})
+        best: list[Candidate] = []
+        for at in most_promising(scores, len(new)):
+            if len(best) == 2 * self.config.crossed:
+                break
+            if self._gate(campaign, new[at].slots) is None and not near_duplicate(new[at], best):
+                best.append(new[at])
+        return [
+            Sample(self._policy.slots_of(prompt, own), own, ((),) * len(own), True, "")
+            for own in (text.token_ids for text in best)
+        ]
 
     def _starts(self, known: Known) -> list[Start]:
         """`regrown` beginnings of the most promising texts written before; none where there are none."""
@@ -362,3 +406,12 @@ class Generator:
             if not near_duplicate(text, chosen) and self._gate(campaign, text.slots) is None:
                 chosen.append(Candidate(variant_id=text.variant_id, slots=text.slots, count=0, kept=True))
         return chosen
+
+
+def _no_samples(judged: Mapping[str, Candidate]) -> list[Candidate]:
+    """Of texts that the live version did not write by itself those that may be shown."""
+    return [
+        msgspec.structs.replace(text, count=0, kept=True, log_probs=(), embedding=None)
+        for text in judged.values()
+        if text.rejected is None
+    ]

@@ -188,11 +188,15 @@ class LanguagePolicy:
         samples = [self._sample(prompts[at // n], ids[at], log_probs[at], sums[at]) for at in range(len(rows))]
         return [samples[start : start + n] for start in range(0, len(samples), n)]
 
-    def _sample(self, prompt: Prompt, ids: list[list[int]], log_probs: list[list[float]], hidden: Tensor) -> Sample:
-        slots = {
+    def slots_of(self, prompt: Prompt, token_ids: Sequence[Sequence[int]]) -> dict[str, str]:
+        """The text of tokens, slot by slot."""
+        return {
             slot.name: self.codec.decode(tokens).split("\n", 1)[0].strip()
-            for slot, tokens in zip(prompt.slots, ids, strict=True)
+            for slot, tokens in zip(prompt.slots, token_ids, strict=True)
         }
+
+    def _sample(self, prompt: Prompt, ids: list[list[int]], log_probs: list[list[float]], hidden: Tensor) -> Sample:
+        slots = self.slots_of(prompt, ids)
         count = sum(len(logs) for logs in log_probs)
         vector = (hidden / max(count, 1)).float().cpu().numpy().astype("<f2")
         return Sample(
