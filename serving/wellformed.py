@@ -32,6 +32,7 @@ _BAD_MARKS = re.compile(
 )
 _TWICE = re.compile(r"(?<![\w'\u2019-])([^\W_]+(?:['\u2019\-][^\W_]+)*)\s+\1(?![\w'\u2019-])", re.IGNORECASE)
 _SMALL_START = re.compile(r"[.!?] ([^\W\d_])")
+_SENTENCE_END = re.compile(r"[.!?\u2026]+\s+")
 _ARTICLE = re.compile(r"\b[Aa] (?!one\b|once\b|eu|ewe|oui)[aeio][a-z]+|\b[Aa]n [bcdfgjklmnpqrtvwxyz][a-z]+")
 _PAIRS = (("(", ")"), ("“", "”"), ("«", "»"))
 _LITTLE = frozenset(
@@ -95,8 +96,12 @@ def shouting(text: str) -> bool:
 
 
 def repeats(text: str) -> bool:
-    """A word twice in a row, three words in a row that come again, or one content word three times within twelve."""
+    """A word twice in a row, three words in a row or a whole sentence that come again, or one content word three times
+    within twelve."""
     if _TWICE.search(text):
+        return True
+    sentences = [said for sentence in _SENTENCE_END.split(text) if (said := tuple(words_of(sentence)))]
+    if len(set(sentences)) < len(sentences):
         return True
     words = words_of(text)
     trigrams = list(zip(words, words[1:], words[2:], strict=False))

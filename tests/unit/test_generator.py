@@ -13,10 +13,10 @@ import torch
 
 from optimizer.ids import campaign_hash, variant_id
 from optimizer.learning.base import load_policy
-from optimizer.learning.policy import Cancelled, LanguagePolicy
-from optimizer.learning.prompt import build_prompt
+from optimizer.learning.policy import Cancelled, LanguagePolicy, Start
+from optimizer.learning.prompt import build_prompt, fill
 from optimizer.learning.traffic import place_name
-from optimizer.learning.view import CriticView
+from optimizer.learning.view import CriticView, PoolFeatures
 from optimizer.stream.log import Append
 from optimizer.types import Campaign, PolicyRecord, Pool, Rules, Slot, to_json
 from serving.generator import FRESH_PREFIX, Generator, GeneratorConfig
@@ -38,7 +38,7 @@ def loop(tiny_model_folder: Path, tmp_path: Path) -> Loop:
     return made
 
 
-MANY = GeneratorConfig(samples=64, regrown=0, kept=2, most_surprise=1e9, decode=SMALL_GENERATOR.decode)
+MANY = GeneratorConfig(samples=64, regrown=0, crossed=0, kept=2, most_surprise=1e9, decode=SMALL_GENERATOR.decode)
 
 
 def test_before_the_first_version_it_writes_nothing(tiny_model_folder: Path, tmp_path: Path) -> None:
@@ -184,7 +184,9 @@ def test_places_with_impressions_are_written_for_first(loop: Loop) -> None:
 
 
 def test_texts_are_grown_from_promising_beginnings_and_are_no_samples(loop: Loop) -> None:
-    config = GeneratorConfig(samples=8, regrown=16, parents=4, kept=0, most_surprise=1e9, decode=SMALL_GENERATOR.decode)
+    config = GeneratorConfig(
+        samples=8, regrown=16, parents=4, crossed=0, kept=0, most_surprise=1e9, decode=SMALL_GENERATOR.decode
+    )
     generator = loop.generator(config)
     generator.step()
     first = [candidate for pool in loop.pools() for candidate in pool.candidates]
@@ -220,7 +222,9 @@ def test_a_text_that_the_reference_finds_unlikely_is_refused_and_no_other(
         return sum(ids[0]) % 2 == 1
 
     monkeypatch.setattr(LanguagePolicy, "surprise", surprise)
-    config = GeneratorConfig(samples=64, regrown=16, parents=4, kept=0, most_surprise=6.0, decode=MANY.decode)
+    config = GeneratorConfig(
+        samples=64, regrown=16, parents=4, crossed=0, kept=0, most_surprise=6.0, decode=MANY.decode
+    )
     generator = loop.generator(config)
     generator.step()
     publish(loop, 0.0005)
@@ -236,6 +240,71 @@ def test_a_text_that_the_reference_finds_unlikely_is_refused_and_no_other(
     assert {None, "unlikely"} <= reasons
     # Refused as samples; a text that only grew is left out.
     assert not any(odd(c.token_ids) for pool in loop.pools()[2:] for c in pool.candidates if c.kept)
+
+
+def test_texts_are_crossed_out_of_two_promising_ones(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
+    def surprise(self: object, prompts: object, token_ids: list[Start], decode: object) -> list[float]:
+        return [7.0 if sum(ids[0]) % 2 else 5.0 for ids in token_ids]
+
+    monkeypatch.setattr(LanguagePolicy, "surprise", surprise)
+    config = dataclasses.replace(MANY, crossed=6, crossing=20, kept=0, most_surprise=6.0)
+    generator = loop.generator(config)
+    generator.step()
+    first = {text.token_ids: text for pool in loop.pools() for text in pool.candidates if text.rejected is None}
+    refused = dict(generator.rejected)
+    publish(loop, 0.0005)
+    assert generator.step()
+    opens, made = generator._openers, 0
+    for pool in loop.pools()[2:]:
+        children = [text for text in pool.candidates if text.kept]
+        made += len(children)
+        assert len(children) <= config.crossed
+        assert len({text.variant_id for text in pool.candidates}) == len(pool.candidates)
+        for text in children:
+            assert (text.count, text.log_probs, text.embedding, text.rejected) == (0, (), None, None)
+            written = generator.policy.codec.decode(text.token_ids[0]).strip()
+            assert text.slots["headline"] == fill(campaign(), written)
+            assert sum(text.token_ids[0]) % 2 == 0
+            assert text.token_ids not in first
+            # One parent begins as it does, the other ends as it does, and the token at the seam is in both.
+            own = text.token_ids[0]
+            assert any(
+                a[0][: at + 1] == own[: at + 1]
+                and any(
+                    own[at:] == b[0][to:] for b in first for to in range(len(b[0])) if len(b[0]) - to == len(own) - at
+                )
+                and opens[own[at + 1]]
+                for at in range(len(own) - 1)
+                for a in first
+            )
+    assert made
+    # What a version is refused is what it wrote itself.
+    assert sum(generator.rejected.values()) - sum(refused.values()) == sum(
+        text.rejected is not None for pool in loop.pools()[2:] for text in pool.candidates
+    )
+
+
+def test_crossed_texts_are_those_that_the_critic_likes(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of many children the ones with the highest scores: by a critic for which only the length counts."""
+    config = dataclasses.replace(MANY, crossed=4, crossing=40, kept=0)
+    generator = loop.generator(config)
+    generator.step()
+    publish(loop, 0.0005)
+    generator._refresh()
+    (row,) = generator._campaigns.rows.values()
+    known = generator._known(row, "all")
+
+    def longest(self: object, features: PoolFeatures, context: object) -> np.ndarray:
+        return np.tile(np.array([float(len(parts.words)) for parts in features.parts]), (3, 1))
+
+    monkeypatch.setattr(CriticView, "score", longest)
+    best = generator._crossed((row, "all"), build_prompt(row, "all"), known)
+    every = dataclasses.replace(config, crossed=200)
+    generator.config, generator._rng = every, np.random.default_rng(5)
+    all_of_them = generator._crossed((row, "all"), build_prompt(row, "all"), known)
+    assert len(best) == 2 * config.crossed
+    lengths = [len(set(one.slots["headline"].lower().split())) for one in all_of_them]
+    assert np.mean([len(set(one.slots["headline"].lower().split())) for one in best]) > np.mean(lengths)
 
 
 def test_a_text_is_cut_inside_of_it(loop: Loop) -> None:

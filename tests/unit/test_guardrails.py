@@ -158,6 +158,8 @@ def test_good_copy_passes(text: str) -> None:
         ("Run (past your usual corner", "malformed"),
         ("Run the river and run the river again", "malformed"),
         ("Mile after mile, mile upon mile", "malformed"),
+        ("Trail Runner 3. Trail Runner 3. Your next mile.", "malformed"),
+        ("Run far! Your next mile is here. Run far.", "malformed"),
         ("A apple on the river path", "malformed"),
         ("Running", "malformed"),
         ("Run  past your usual corner", "malformed"),
