@@ -5,22 +5,19 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import msgspec
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from optimizer.clock import Clock
 from optimizer.errors import StoreError
 from optimizer.ids import campaign_hash, new_id, variant_id
-from optimizer.learning.archive import Archive, most_promising, near_duplicate
+from optimizer.learning.archive import Archive
 from optimizer.learning.base import BaseModel, load_policy, load_version
-from optimizer.learning.crossover import crossed
-from optimizer.learning.policy import LanguagePolicy, Sample, Start
+from optimizer.learning.policy import LanguagePolicy, Sample
 from optimizer.learning.prompt import Prompt, build_prompt, fill
 from optimizer.learning.traffic import due, place_name
 from optimizer.learning.view import CriticView
@@ -28,9 +25,9 @@ from optimizer.store import PolicyStore
 from optimizer.stream.log import Append, EventLog, whole
 from optimizer.stream.views import campaign_table, live_policy, policy_table
 from optimizer.types import Campaign, Candidate, Decode, Pool, to_json
+from serving.earlier import Earlier, TextCheck
 
 logger = logging.getLogger(__name__)
-TextCheck = Callable[[Campaign, Mapping[str, str]], str | None]
 FRESH_PREFIX = "fresh."
 Place = tuple[str, str, str]
 
@@ -63,18 +60,6 @@ class GeneratorConfig:
     decode: Decode = field(default_factory=lambda: Decode(min_p=0.05))
 
 
-class Known(NamedTuple):
-    """Texts written before, and what each of the critic's H heads expects of each, float64[H, n]."""
-
-    texts: list[Candidate]
-    scores: NDArray[np.float64]
-
-    def those(self, wanted: Callable[[Candidate], bool]) -> Known:
-        """The texts that are wanted, in their order."""
-        at = [place for place, text in enumerate(self.texts) if wanted(text)]
-        return Known([self.texts[place] for place in at], np.ascontiguousarray(self.scores[:, at]))
-
-
 class Generator:
     """One of these writes pools for a log. Not thread-safe. Same log, store and seed: same pools."""
 
@@ -100,7 +85,6 @@ class Generator:
         self._archive = Archive()
         self._written = ("", 0)
         self._policy = load_policy(base)
-        self._openers = self._policy.codec.openers(self._policy.vocab_size)
         self._refused: str | None = None
         self._critic: CriticView | None = None
         self._rng = np.random.default_rng([seed, 11])
@@ -215,9 +199,10 @@ class Generator:
         prompts = [build_prompt(campaign, segment) for campaign, segment in places]
         drawn = self._policy.sample(prompts, samples, self.config.decode, self._torch, cancelled)
         judged = self._judged(places, prompts, drawn)
-        known = [Known([], np.zeros((0, 0))) if prefix else self._known(*place) for place in places]
-        regrown = self._regrown(places, prompts, known, cancelled)
-        bred = self._bred(places, prompts, known)
+        # For one request alone nothing is looked up: it waits for an answer.
+        earlier = [self._earlier(*place, known=not prefix) for place in places]
+        regrown = self._regrown(places, prompts, earlier, cancelled)
+        bred = self._bred(places, prompts, earlier)
         pools = []
         for at, (campaign, segment) in enumerate(places):
             fresh = judged[at]
@@ -233,7 +218,7 @@ class Generator:
             old = {text.variant_id: text for text in (*regrown[at], *bred[at]) if text.variant_id not in fresh}
             grown = list(old.values())
             others = {*fresh, *(text.variant_id for text in grown)}
-            kept = self._kept(campaign, known[at], others)
+            kept = earlier[at].kept(self.config.kept, others)
             pools.append(
                 Pool(
                     pool_id=prefix + new_id(self._rng),
@@ -301,26 +286,18 @@ class Generator:
             )
         return found
 
-    def _known(self, campaign: Campaign, segment: str) -> Known:
-        """What was written before for any of the campaign's segments, with what the critic makes of it in this one;
-        nothing where there is no critic."""
-        texts = self._archive.texts(campaign)
-        if self._critic is None or not texts:
-            return Known([], np.zeros((0, 0)))
-        return Known(texts, self._critic.score(self._critic.encode(campaign, segment, texts), {}))
-
     def _regrown(
         self,
         places: Sequence[tuple[Campaign, str]],
         prompts: Sequence[Prompt],
-        known: Sequence[Known],
+        earlier: Sequence[Earlier],
         cancelled: Callable[[], bool],
     ) -> list[list[Candidate]]:
         """Each place's texts that go on from the beginnings of promising ones, those that may be shown.
 
         A whole text that is new mixes what is known to work with what the model would write there; a sample of the
         model alone meets what works only once the model has learnt it."""
-        starts = [self._starts(some) for some in known]
+        starts = [some.starts(self.config.regrown, self.config.parents, self._rng) for some in earlier]
         at = [place for place, some in enumerate(starts) if some]
         grown: list[list[Candidate]] = [[] for _ in places]
         if not at:
@@ -334,78 +311,23 @@ class Generator:
         return grown
 
     def _bred(
-        self, places: Sequence[tuple[Campaign, str]], prompts: Sequence[Prompt], known: Sequence[Known]
+        self, places: Sequence[tuple[Campaign, str]], prompts: Sequence[Prompt], earlier: Sequence[Earlier]
     ) -> list[list[Candidate]]:
         """Each place's texts out of two promising ones, those that the critic finds most promising and that may be
         shown. The model is not asked to write them, so that they cost little, and they are tried out before it has
         learnt to: the favourites among them are what it learns from."""
-        drawn = [self._crossed(*each) for each in zip(places, prompts, known, strict=True)]
+        config, policy = self.config, self._policy
+        drawn = []
+        for some, prompt in zip(earlier, prompts, strict=True):
+            # Twice as many as are wanted: what the reference finds unlikely falls out yet.
+            found = some.children(2 * config.crossed, config.crossing, config.bred, prompt, policy, self._rng)
+            drawn.append([Sample(policy.slots_of(prompt, own), own, ((),) * len(own), True, "") for own in found])
         judged = self._judged(places, prompts, drawn)
-        return [_no_samples(texts)[: self.config.crossed] for texts in judged]
+        return [_no_samples(texts)[: config.crossed] for texts in judged]
 
-    def _crossed(self, place: tuple[Campaign, str], prompt: Prompt, known: Known) -> list[Sample]:
-        """Twice as many as are wanted: what the reference finds unlikely falls out yet."""
-        critic, (campaign, segment) = self._critic, place
-        some = known.those(lambda text: bool(text.token_ids))
-        if critic is None or not some.texts or not self.config.crossed:
-            return []
-        parents = [some.texts[at].token_ids for at in most_promising(some.scores, self.config.crossing)]
-        limits, held = self._policy.slot_tokens(prompt), {text.variant_id for text in known.texts}
-        texts: dict[str, Candidate] = {}
-        for tokens in crossed(parents, self.config.bred, self._openers, self._rng):
-            slots = {name: fill(campaign, text) for name, text in self._policy.slots_of(prompt, tokens).items()}
-            name = variant_id(campaign.campaign_id, slots)
-            if name not in held and all(len(own) <= most for own, most in zip(tokens, limits, strict=True)):
-                texts[name] = Candidate(variant_id=name, slots=slots, token_ids=tokens)
-        if not texts:
-            return []
-        new = list(texts.values())
-        scores = critic.score(critic.encode(campaign, segment, new), {})
-        best: list[Candidate] = []
-        for at in most_promising(scores, len(new)):
-            if len(best) == 2 * self.config.crossed:
-                break
-            if self._gate(campaign, new[at].slots) is None and not near_duplicate(new[at], best):
-                best.append(new[at])
-        return [
-            Sample(self._policy.slots_of(prompt, own), own, ((),) * len(own), True, "")
-            for own in (text.token_ids for text in best)
-        ]
-
-    def _starts(self, known: Known) -> list[Start]:
-        """`regrown` beginnings of the most promising texts written before; none where there are none."""
-        some = known.those(lambda text: sum(map(len, text.token_ids)) > 1)
-        if not some.texts or not self.config.regrown:
-            return []
-        parents = most_promising(some.scores, self.config.parents)
-        chosen = self._rng.integers(len(parents), size=self.config.regrown)
-        return [self._cut(some.texts[parents[one]].token_ids) for one in chosen.tolist()]
-
-    def _cut(self, token_ids: Start) -> Start:
-        """A text's beginning, of one token at least and not the whole of it."""
-        left = int(self._rng.integers(1, sum(map(len, token_ids))))
-        begun: list[tuple[int, ...]] = []
-        for tokens in token_ids:
-            if left < len(tokens):
-                return (*begun, tokens[:left])
-            begun.append(tokens)
-            left -= len(tokens)
-        raise AssertionError("a cut lies inside of the text")
-
-    def _kept(self, campaign: Campaign, known: Known, others: Collection[str]) -> list[Candidate]:
-        """The most promising of the texts written before that are not among the `others` of the pool; they may be
-        shown, but are no samples of this version."""
-        some = known.those(lambda text: text.variant_id not in others)
-        if not some.texts:
-            return []
-        chosen: list[Candidate] = []
-        for at in most_promising(some.scores, 4 * self.config.kept):
-            if len(chosen) == self.config.kept:
-                break
-            text = some.texts[at]
-            if not near_duplicate(text, chosen) and self._gate(campaign, text.slots) is None:
-                chosen.append(Candidate(variant_id=text.variant_id, slots=text.slots, count=0, kept=True))
-        return chosen
+    def _earlier(self, campaign: Campaign, segment: str, known: bool) -> Earlier:
+        texts = self._archive.texts(campaign) if known else []
+        return Earlier(campaign, segment, texts, self._critic, self._gate)
 
 
 def _no_samples(judged: Mapping[str, Candidate]) -> list[Candidate]:

@@ -11,6 +11,7 @@ import base64
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -96,6 +97,11 @@ class LanguagePolicy:
         self.positions = int(positions)
         self._ends = codec.line_enders(self.vocab_size).to(device)
         self._barred = codec.forbidden(self.vocab_size).to(device)
+
+    @cached_property
+    def openers(self) -> list[bool]:
+        """By token, whether it begins a word or is no part of one."""
+        return self.codec.openers(self.vocab_size)
 
     @property
     def max_prompt_tokens(self) -> int:

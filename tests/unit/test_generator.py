@@ -19,12 +19,17 @@ from optimizer.learning.traffic import place_name
 from optimizer.learning.view import CriticView, PoolFeatures
 from optimizer.stream.log import Append
 from optimizer.types import Campaign, PolicyRecord, Pool, Rules, Slot, to_json
+from serving.earlier import Earlier, cut
 from serving.generator import FRESH_PREFIX, Generator, GeneratorConfig
 from tests.learning_rig import SMALL_GENERATOR, Loop, campaign, open_loop
 
 
 def no_warmth(_: Campaign, slots: Mapping[str, str]) -> str | None:
     return "warm" if any("warm" in text for text in slots.values()) else None
+
+
+def nobody(_: Campaign, __: Mapping[str, str]) -> str | None:
+    return None
 
 
 def nothing(_: Campaign, __: Mapping[str, str]) -> str | None:
@@ -254,7 +259,7 @@ def test_texts_are_crossed_out_of_two_promising_ones(loop: Loop, monkeypatch: py
     refused = dict(generator.rejected)
     publish(loop, 0.0005)
     assert generator.step()
-    opens, made = generator._openers, 0
+    opens, made = generator.policy.openers, 0
     for pool in loop.pools()[2:]:
         children = [text for text in pool.candidates if text.kept]
         made += len(children)
@@ -284,32 +289,44 @@ def test_texts_are_crossed_out_of_two_promising_ones(loop: Loop, monkeypatch: py
     )
 
 
-def test_crossed_texts_are_those_that_the_critic_likes(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of many children the ones with the highest scores: by a critic for which only the length counts."""
-    config = dataclasses.replace(MANY, crossed=4, crossing=40, kept=0)
-    generator = loop.generator(config)
+def test_children_come_in_the_order_in_which_the_critic_likes_them(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a critic for which only the number of words counts."""
+    generator = loop.generator(MANY)
     generator.step()
     publish(loop, 0.0005)
     generator._refresh()
     (row,) = generator._campaigns.rows.values()
-    known = generator._known(row, "all")
 
-    def longest(self: object, features: PoolFeatures, context: object) -> np.ndarray:
+    def words(self: object, features: PoolFeatures, context: object) -> np.ndarray:
         return np.tile(np.array([float(len(parts.words)) for parts in features.parts]), (3, 1))
 
-    monkeypatch.setattr(CriticView, "score", longest)
-    best = generator._crossed((row, "all"), build_prompt(row, "all"), known)
-    every = dataclasses.replace(config, crossed=200)
-    generator.config, generator._rng = every, np.random.default_rng(5)
-    all_of_them = generator._crossed((row, "all"), build_prompt(row, "all"), known)
-    assert len(best) == 2 * config.crossed
-    lengths = [len(set(one.slots["headline"].lower().split())) for one in all_of_them]
-    assert np.mean([len(set(one.slots["headline"].lower().split())) for one in best]) > np.mean(lengths)
+    monkeypatch.setattr(CriticView, "score", words)
+    held = Earlier(row, "all", generator._archive.texts(row), generator._critic, nobody)
+    prompt, rng = build_prompt(row, "all"), np.random.default_rng(0)
+    every = held.children(200, 40, 200, prompt, generator.policy, rng)
+    lengths = [len(set(generator.policy.slots_of(prompt, own)["headline"].lower().split())) for own in every]
+    assert len(every) >= 20
+    assert np.mean(lengths[: len(lengths) // 4]) > np.mean(lengths[-len(lengths) // 4 :]) + 1
+    few = held.children(4, 40, 200, prompt, generator.policy, np.random.default_rng(0))
+    assert few == every[:4]
+    # What the gate refuses is no child, and without a critic there is none.
+    assert (
+        Earlier(row, "all", generator._archive.texts(row), generator._critic, nothing).children(
+            4, 40, 200, prompt, generator.policy, rng
+        )
+        == []
+    )
+    assert (
+        Earlier(row, "all", generator._archive.texts(row), None, nobody).children(
+            4, 40, 200, prompt, generator.policy, rng
+        )
+        == []
+    )
 
 
-def test_a_text_is_cut_inside_of_it(loop: Loop) -> None:
-    generator, text = loop.generator(), ((1, 2, 3), (4, 5))
-    cuts = {generator._cut(text) for _ in range(200)}
+def test_a_text_is_cut_inside_of_it() -> None:
+    rng, text = np.random.default_rng(0), ((1, 2, 3), (4, 5))
+    cuts = {cut(text, rng) for _ in range(200)}
     assert cuts == {((1,),), ((1, 2),), ((1, 2, 3), ()), ((1, 2, 3), (4,))}
 
 
