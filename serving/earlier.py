@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from optimizer.ids import variant_id
 from optimizer.learning.archive import most_promising, near_duplicate
-from optimizer.learning.crossover import Tokens, crossed
+from optimizer.learning.crossover import Child, crossed
 from optimizer.learning.policy import LanguagePolicy, Start
 from optimizer.learning.prompt import Prompt, fill
 from optimizer.learning.view import CriticView
@@ -52,7 +52,7 @@ class Earlier:
 
     def children(
         self, count: int, parents: int, bred: int, prompt: Prompt, policy: LanguagePolicy, rng: np.random.Generator
-    ) -> list[Tokens]:
+    ) -> list[Child]:
         """At most `count` new texts out of two of the `parents` most promising ones each, in the order in which the
         critic finds them promising: of `bred` that are drawn, those that the gate lets pass."""
         best = self._best([at for at, text in enumerate(self._texts) if text.token_ids], parents)
@@ -60,18 +60,20 @@ class Earlier:
             return []
         limits, known = policy.slot_tokens(prompt), {text.variant_id for text in self._texts}
         new: dict[str, Candidate] = {}
-        for tokens in crossed([text.token_ids for text in best], bred, policy.openers, rng):
+        seams: dict[str, int] = {}
+        for tokens, seam in crossed([text.token_ids for text in best], bred, policy.openers, rng):
             slots = {name: fill(self._campaign, text) for name, text in policy.slots_of(prompt, tokens).items()}
             name = variant_id(self._campaign.campaign_id, slots)
             if name not in known and all(len(own) <= most for own, most in zip(tokens, limits, strict=True)):
                 new[name] = Candidate(variant_id=name, slots=slots, token_ids=tokens)
+                seams[name] = seam
         texts, chosen = list(new.values()), list[Candidate]()
         for at in most_promising(self._score(texts), len(texts)):
             if len(chosen) == count:
                 break
             if self._showable(texts[at], chosen):
                 chosen.append(texts[at])
-        return [text.token_ids for text in chosen]
+        return [Child(text.token_ids, seams[text.variant_id]) for text in chosen]
 
     def _score(self, texts: Sequence[Candidate]) -> NDArray[np.float64]:
         """What each of the critic's H heads expects of each text, float64[H, n]."""

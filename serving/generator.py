@@ -17,6 +17,7 @@ from optimizer.errors import StoreError
 from optimizer.ids import campaign_hash, new_id, variant_id
 from optimizer.learning.archive import Archive
 from optimizer.learning.base import BaseModel, load_policy, load_version
+from optimizer.learning.crossover import Tokens
 from optimizer.learning.policy import LanguagePolicy, Sample
 from optimizer.learning.prompt import Prompt, build_prompt, fill
 from optimizer.learning.traffic import due, place_name
@@ -29,6 +30,7 @@ from serving.earlier import Earlier, TextCheck
 
 logger = logging.getLogger(__name__)
 FRESH_PREFIX = "fresh."
+NO_SEAMS: Mapping[tuple[int, Tokens], int] = {}
 Place = tuple[str, str, str]
 
 
@@ -44,7 +46,7 @@ class GeneratorConfig:
     `pools_per_step`: places written in one step, all in one batch where their slots agree. `rest_ms`: how long a
     version's other places wait after a batch. `attempts`: rounds of sampling for a pool in which no text passes.
     `most_surprise`: nats; a text with a token less likely than that under the reference model is refused, so that no
-    reward can buy broken language."""
+    reward can buy broken language; `seam_surprise`: the same for the first token behind the seam of a crossed text."""
 
     samples: int = 32
     regrown: int = 32
@@ -57,6 +59,7 @@ class GeneratorConfig:
     attempts: int = 3
     rest_ms: int = 5_000
     most_surprise: float = 6.0
+    seam_surprise: float = 3.0
     decode: Decode = field(default_factory=lambda: Decode(min_p=0.05))
 
 
@@ -241,9 +244,14 @@ class Generator:
                 self.rejected[text.rejected] = self.rejected.get(text.rejected, 0) + 1
 
     def _judged(
-        self, places: Sequence[tuple[Campaign, str]], prompts: Sequence[Prompt], drawn: Sequence[Sequence[Sample]]
+        self,
+        places: Sequence[tuple[Campaign, str]],
+        prompts: Sequence[Prompt],
+        drawn: Sequence[Sequence[Sample]],
+        seams: Mapping[tuple[int, Tokens], int] = NO_SEAMS,
     ) -> list[dict[str, Candidate]]:
-        """Each place's distinct texts by variant, judged by the gate; a text sampled twice counts twice."""
+        """Each place's distinct texts by variant, judged by the gate; a text sampled twice counts twice. `seams`: by
+        place and tokens, which of a text's tokens is the first one behind its seam."""
         judged = [self._candidates(campaign, texts) for (campaign, _), texts in zip(places, drawn, strict=True)]
         # What the reference makes of a text takes a pass of the model: asked only of those that may be shown otherwise.
         rows = [
@@ -255,9 +263,10 @@ class Generator:
             self.config.decode,
         )
         controls = [{variant_id(one.campaign_id, control) for control in one.controls} for one, _ in places]
-        for (place, name), surprise in zip(rows, surprises, strict=True):
+        for (place, name), nats in zip(rows, surprises, strict=True):
+            seam = seams.get((place, judged[place][name].token_ids))
             reason = None
-            if surprise > self.config.most_surprise:
+            if max(nats) > self.config.most_surprise or (seam is not None and nats[seam] > self.config.seam_surprise):
                 reason = "unlikely"
             elif name in controls[place]:
                 # The pool holds no control: the comparison between the two would blur.
@@ -317,12 +326,14 @@ class Generator:
         shown. The model is not asked to write them, so that they cost little, and they are tried out before it has
         learnt to: the favourites among them are what it learns from."""
         config, policy = self.config, self._policy
-        drawn = []
-        for some, prompt in zip(earlier, prompts, strict=True):
+        drawn: list[list[Sample]] = []
+        seams: dict[tuple[int, Tokens], int] = {}
+        for at, (some, prompt) in enumerate(zip(earlier, prompts, strict=True)):
             # Twice as many as are wanted: what the reference finds unlikely falls out yet.
             found = some.children(2 * config.crossed, config.crossing, config.bred, prompt, policy, self._rng)
-            drawn.append([Sample(policy.slots_of(prompt, own), own, ((),) * len(own), True, "") for own in found])
-        judged = self._judged(places, prompts, drawn)
+            seams |= {(at, own): seam for own, seam in found}
+            drawn.append([Sample(policy.slots_of(prompt, own), own, ((),) * len(own), True, "") for own, _ in found])
+        judged = self._judged(places, prompts, drawn, seams)
         return [_no_samples(texts)[: config.crossed] for texts in judged]
 
     def _earlier(self, campaign: Campaign, segment: str, known: bool) -> Earlier:

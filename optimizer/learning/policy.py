@@ -355,11 +355,11 @@ class LanguagePolicy:
     @torch.no_grad()
     def surprise(
         self, prompts: Sequence[Prompt], token_ids: Sequence[Sequence[Sequence[int]]], decode: Decode
-    ) -> list[float]:
-        """How unlikely the least likely token of each text is under the reference: B values of -log p, in nats."""
+    ) -> list[list[float]]:
+        """How unlikely each token of each text is under the reference, slot after slot: -log p in nats."""
         if not prompts:
             return []
-        worst = torch.zeros(len(prompts), device=self.device)
+        found: list[list[float]] = [[] for _ in prompts]
         rows = self._rows(prompts, token_ids)
         with self._as_reference():
             theirs = self._read(rows, reference=True)
@@ -367,8 +367,9 @@ class LanguagePolicy:
                 batch = self._batch(rows, part, theirs)
                 logits = self._logits(batch, theirs)
                 picked = -drawn_log_probs(logits, batch.targets, decode.temperature, self._barred)
-                worst.scatter_reduce_(0, batch.row, picked, "amax")
-        return worst.tolist()
+                for row, nats in zip(batch.row.tolist(), picked.tolist(), strict=True):
+                    found[row].append(nats)
+        return found
 
     @property
     def _at_once(self) -> int:

@@ -12,8 +12,15 @@ OPENS = [True, True, True, True, True, False, True, True, True, True]
 
 def children(*parents: Tokens, count: int = 200) -> set[Tokens]:
     found = crossed(parents, count, OPENS, np.random.default_rng(0))
-    assert len(set(found)) == len(found)
-    return set(found)
+    texts = [child.tokens for child in found]
+    assert len(set(texts)) == len(texts)
+    for tokens, seam in found:
+        # Before the seam it is the one parent, from it on the other.
+        flat = [token for slot in tokens for token in slot]
+        each = [[token for slot in parent for token in slot] for parent in parents]
+        assert any(flat[:seam] == one[:seam] for one in each)
+        assert any(flat[seam:] == one[len(one) - len(flat) + seam :] for one in each)
+    return set(texts)
 
 
 def test_a_child_goes_on_behind_a_token_that_both_have() -> None:
@@ -44,4 +51,4 @@ def test_it_stops_at_what_is_wanted_and_repeats_itself_with_its_seed() -> None:
     found = crossed(parents, 12, OPENS, np.random.default_rng(3))
     assert len(found) == 12
     assert found == crossed(parents, 12, OPENS, np.random.default_rng(3))
-    assert not set(found) & set(parents)
+    assert not {child.tokens for child in found} & set(parents)

@@ -219,9 +219,9 @@ def test_a_text_that_the_reference_finds_unlikely_is_refused_and_no_other(
 
     def surprise(
         self: object, prompts: object, token_ids: list[tuple[tuple[int, ...], ...]], decode: object
-    ) -> list[float]:
+    ) -> list[list[float]]:
         asked.update(token_ids)
-        return [7.0 if odd(ids) else 5.0 for ids in token_ids]
+        return [[7.0 if odd(ids) else 5.0] for ids in token_ids]
 
     def odd(ids: tuple[tuple[int, ...], ...]) -> bool:
         return sum(ids[0]) % 2 == 1
@@ -248,8 +248,8 @@ def test_a_text_that_the_reference_finds_unlikely_is_refused_and_no_other(
 
 
 def test_texts_are_crossed_out_of_two_promising_ones(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
-    def surprise(self: object, prompts: object, token_ids: list[Start], decode: object) -> list[float]:
-        return [7.0 if sum(ids[0]) % 2 else 5.0 for ids in token_ids]
+    def surprise(self: object, prompts: object, token_ids: list[Start], decode: object) -> list[list[float]]:
+        return [[0.0] * (len(ids[0]) - 1) + [7.0 if sum(ids[0]) % 2 else 5.0] for ids in token_ids]
 
     monkeypatch.setattr(LanguagePolicy, "surprise", surprise)
     config = dataclasses.replace(MANY, crossed=6, crossing=20, kept=0, most_surprise=6.0)
@@ -304,7 +304,7 @@ def test_children_come_in_the_order_in_which_the_critic_likes_them(loop: Loop, m
     held = Earlier(row, "all", generator._archive.texts(row), generator._critic, nobody)
     prompt, rng = build_prompt(row, "all"), np.random.default_rng(0)
     every = held.children(200, 40, 200, prompt, generator.policy, rng)
-    lengths = [len(set(generator.policy.slots_of(prompt, own)["headline"].lower().split())) for own in every]
+    lengths = [len(set(generator.policy.slots_of(prompt, own.tokens)["headline"].lower().split())) for own in every]
     assert len(every) >= 20
     assert np.mean(lengths[: len(lengths) // 4]) > np.mean(lengths[-len(lengths) // 4 :]) + 1
     few = held.children(4, 40, 200, prompt, generator.policy, np.random.default_rng(0))
