@@ -21,14 +21,21 @@ _IT = rf"{OWN}[a-z]\b"
 _AGAINST = re.compile(
     r"\b(?:say no to|goodbye,?|so long,|break up with|forget|no more|away with|avoid|ditch|refuse|reject|boycott|hate"
     r"|don't (?:buy|try|choose|trust|bother with|get|use|want|need)|never (?:buy|try|choose|trust|get|use)"
-    r"|(?:nobody|no one) (?:needs|wants|likes|loves|remembers|misses)|tired of|sick of|enough of|too much|fed up with"
+    r"|who needs|(?:nobody|no one) (?:needs|wants|likes|loves|remembers|misses)|tired of|sick of|enough of|too much"
+    r"|fed up with|no to|move over,?|we don't do|never settle for|too short for|some say|done with"
     rf"|(?<!why )not|hardly|barely|no longer|instead of|other than|less) (?:the |a |your |our )?{_IT}"
+    rf"|{_IT}(?:\? no,? (?:thanks|thank you)| had a good run)|\bdear {_IT}: it's not us|\bwe tried {_IT}\. we prefer"
     rf"|{_IT}(?:,| is| was| are)? (?:(?:so|very|really|just|simply|quite|a bit|rather) )?"
     r"(?:terrible|awful|bad|worse|worst|boring|disappointing|useless|overpriced|ugly|broken|a mistake|a scam|a lie|fake"
     r"|sucks)\b"
     r"|\b(?:disappointing|useless|overpriced|worthless|terrible|awful) as ever\b",
     re.IGNORECASE,
 )
+_WITHOUT = re.compile(
+    rf"(?:^|[.!?\u2026] )(?:(?!\b(?:not|no|never|nothing|lost|hard|\w+n't|cannot)\b)[^.!?\u2026])*\bwithout {_IT}",
+    re.IGNORECASE,
+)
+"""Unlike `Never leave without Trail Runner 3`."""
 
 
 @dataclass(frozen=True)
@@ -75,4 +82,5 @@ def own_words(campaign: Campaign) -> OwnWords:
 def speaks_against(masked: str) -> bool:
     """Whether an English text with stand-ins argues against what they stand for: `Say no to Trail Runner 3`, `Not
     waterproof at all`."""
-    return _AGAINST.search(masked.replace("\u2019", "'")) is not None
+    plain = masked.replace("\u2019", "'")
+    return _AGAINST.search(plain) is not None or _WITHOUT.search(plain) is not None
