@@ -49,12 +49,12 @@ class GeneratorConfig:
     reward can buy broken language; `seam_surprise`: the same for the first token behind the seam of a crossed text."""
 
     samples: int = 32
-    regrown: int = 32
+    regrown: int = 16
     parents: int = 16
     kept: int = 16
-    crossed: int = 32
+    crossed: int = 16
     crossing: int = 64
-    bred: int = 256
+    bred: int = 192
     pools_per_step: int = 4
     attempts: int = 3
     rest_ms: int = 5_000
