@@ -349,7 +349,7 @@ class Critic:
         np.add.at(mass, at, weight)
         np.add.at(total, at, weight * ((target - self._value_mean) / self._unit).astype(np.float32))
         heads = self._outputs["clicked"]
-        heads.fit(x, mass, total, "identity", self.config.steps, 0.0, among=np.unique(x.indices))
+        heads.fit(x, mass, total, "identity", self.config.steps, 0.0, among=np.unique(x.indices).astype(np.intp))
         heads.learn_scales(x, np.asarray(mass.mean(axis=1), np.float64))
 
     def _fit_converts(self, x: sparse.csr_matrix) -> None:

@@ -149,7 +149,7 @@ class Guard:
             "logistic",
             self._passes,
             offset[part],
-            among=np.unique(rows.x.indices),
+            among=np.unique(rows.x.indices).astype(np.intp),
         )
         by_text = rows.x @ heads.weights()
         rate = expit(by_text + offset)

@@ -82,7 +82,7 @@ def test_features_that_no_row_has_cost_nothing_and_stand_at_their_prior() -> Non
     whole, part = heads(4), heads(4)
     for made in (whole, part):
         made.grow(IDS[:12], FAMILY[:12])
-    there = np.unique(x.indices)
+    there = np.unique(x.indices).astype(np.intp)
     for _ in range(6):
         whole.fit(x, mass, total, "logistic", 20, -2.0)
         part.fit(x, mass, total, "logistic", 20, -2.0, among=there)
