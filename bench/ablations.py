@@ -71,8 +71,7 @@ CONFIGS: dict[str, Callable[[Any], Any]] = {
     "without favourites": lambda config: replace(config, favourites=replace(config.favourites, steps=0)),
     "without policy learning": lambda config: replace(config, update=replace(config.update, learning_rate=0.0)),
     "without earlier texts (64 samples in a pool, no archive)": lambda config: config,
-    "without regrown texts (as many more samples)": lambda config: config,
-    "without crossed texts (as many more regrown)": lambda config: config,
+    "without regrown texts (64 samples in a pool)": lambda config: config,
 }
 
 
@@ -102,12 +101,9 @@ def run_one(run: Run, folder: Path, report: Report) -> Score:
     config = CONFIGS[run.name](LearnerConfig(critic=CriticConfig(seed=run.seed)))
     generator = GeneratorConfig()
     if "archive" in run.name:
-        whole = generator.samples + generator.regrown + generator.crossed
-        generator = replace(generator, samples=whole, kept=0, regrown=0, crossed=0)
+        generator = replace(generator, samples=generator.samples + generator.regrown, kept=0, regrown=0)
     elif "regrown" in run.name:
         generator = replace(generator, samples=generator.samples + generator.regrown, regrown=0)
-    elif "crossed" in run.name:
-        generator = replace(generator, regrown=generator.regrown + generator.crossed, crossed=0)
     # What is remembered between runs in one process is of the run before.
     features._encoded.cache_clear()
     with (

@@ -5,20 +5,21 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from optimizer.clock import Clock
 from optimizer.errors import StoreError
 from optimizer.ids import campaign_hash, new_id, variant_id
-from optimizer.learning.archive import Archive
+from optimizer.learning.archive import Archive, most_promising, near_duplicate
 from optimizer.learning.base import BaseModel, load_policy, load_version
-from optimizer.learning.crossover import Tokens
-from optimizer.learning.policy import LanguagePolicy, Sample
+from optimizer.learning.policy import LanguagePolicy, Sample, Start
 from optimizer.learning.prompt import Prompt, build_prompt, fill
 from optimizer.learning.traffic import due, place_name
 from optimizer.learning.view import CriticView
@@ -26,11 +27,10 @@ from optimizer.store import PolicyStore
 from optimizer.stream.log import Append, EventLog, whole
 from optimizer.stream.views import campaign_table, live_policy, policy_table
 from optimizer.types import Campaign, Candidate, Decode, Pool, to_json
-from serving.earlier import Earlier, TextCheck
 
 logger = logging.getLogger(__name__)
+TextCheck = Callable[[Campaign, Mapping[str, str]], str | None]
 FRESH_PREFIX = "fresh."
-NO_SEAMS: Mapping[tuple[int, Tokens], int] = {}
 Place = tuple[str, str, str]
 
 
@@ -39,28 +39,34 @@ class GeneratorConfig:
     """Sizes and limits of the pools.
 
     `samples`: texts sampled for a pool. `regrown`: texts that begin as one of the `parents` most promising texts of
-    before does, up to a place drawn at random, and go on as the live version writes; they are no samples of it.
-    `crossed`: texts put together from two of the `crossing` most promising ones (crossover.py), the most promising of
-    `bred`; no samples either. `kept`: the most promising texts written before, for any of the campaign's segments, that
-    are carried over.
+    before does, up to a place drawn at random, and go on as the live version writes; they are no samples of it. `kept`:
+    the most promising texts written before, for any of the campaign's segments, that are carried over.
     `pools_per_step`: places written in one step, all in one batch where their slots agree. `rest_ms`: how long a
     version's other places wait after a batch. `attempts`: rounds of sampling for a pool in which no text passes.
     `most_surprise`: nats; a text with a token less likely than that under the reference model is refused, so that no
-    reward can buy broken language; `seam_surprise`: the same for the first token behind the seam of a crossed text."""
+    reward can buy broken language."""
 
     samples: int = 32
-    regrown: int = 16
+    regrown: int = 32
     parents: int = 16
     kept: int = 16
-    crossed: int = 16
-    crossing: int = 64
-    bred: int = 192
     pools_per_step: int = 4
     attempts: int = 3
     rest_ms: int = 5_000
     most_surprise: float = 6.0
-    seam_surprise: float = 3.0
     decode: Decode = field(default_factory=lambda: Decode(min_p=0.05))
+
+
+class Known(NamedTuple):
+    """Texts written before, and what each of the critic's H heads expects of each, float64[H, n]."""
+
+    texts: list[Candidate]
+    scores: NDArray[np.float64]
+
+    def those(self, wanted: Callable[[Candidate], bool]) -> Known:
+        """The texts that are wanted, in their order."""
+        at = [place for place, text in enumerate(self.texts) if wanted(text)]
+        return Known([self.texts[place] for place in at], np.ascontiguousarray(self.scores[:, at]))
 
 
 class Generator:
@@ -202,10 +208,8 @@ class Generator:
         prompts = [build_prompt(campaign, segment) for campaign, segment in places]
         drawn = self._policy.sample(prompts, samples, self.config.decode, self._torch, cancelled)
         judged = self._judged(places, prompts, drawn)
-        # For one request alone nothing is looked up: it waits for an answer.
-        earlier = [self._earlier(*place, known=not prefix) for place in places]
-        regrown = self._regrown(places, prompts, earlier, cancelled)
-        bred = self._bred(places, prompts, earlier)
+        known = [Known([], np.zeros((0, 0))) if prefix else self._known(*place) for place in places]
+        regrown = self._regrown(places, prompts, known, cancelled)
         pools = []
         for at, (campaign, segment) in enumerate(places):
             fresh = judged[at]
@@ -218,10 +222,9 @@ class Generator:
                 )
                 fresh = self._judged([places[at]], [prompts[at]], [drawn[at]])[0]
             self._count(fresh.values())
-            old = {text.variant_id: text for text in (*regrown[at], *bred[at]) if text.variant_id not in fresh}
-            grown = list(old.values())
+            grown = [text for text in regrown[at] if text.variant_id not in fresh]
             others = {*fresh, *(text.variant_id for text in grown)}
-            kept = earlier[at].kept(self.config.kept, others)
+            kept = self._kept(campaign, known[at], others)
             pools.append(
                 Pool(
                     pool_id=prefix + new_id(self._rng),
@@ -244,14 +247,9 @@ class Generator:
                 self.rejected[text.rejected] = self.rejected.get(text.rejected, 0) + 1
 
     def _judged(
-        self,
-        places: Sequence[tuple[Campaign, str]],
-        prompts: Sequence[Prompt],
-        drawn: Sequence[Sequence[Sample]],
-        seams: Mapping[tuple[int, Tokens], int] = NO_SEAMS,
+        self, places: Sequence[tuple[Campaign, str]], prompts: Sequence[Prompt], drawn: Sequence[Sequence[Sample]]
     ) -> list[dict[str, Candidate]]:
-        """Each place's distinct texts by variant, judged by the gate; a text sampled twice counts twice. `seams`: by
-        place and tokens, which of a text's tokens is the first one behind its seam."""
+        """Each place's distinct texts by variant, judged by the gate; a text sampled twice counts twice."""
         judged = [self._candidates(campaign, texts) for (campaign, _), texts in zip(places, drawn, strict=True)]
         # What the reference makes of a text takes a pass of the model: asked only of those that may be shown otherwise.
         rows = [
@@ -263,10 +261,9 @@ class Generator:
             self.config.decode,
         )
         controls = [{variant_id(one.campaign_id, control) for control in one.controls} for one, _ in places]
-        for (place, name), nats in zip(rows, surprises, strict=True):
-            seam = seams.get((place, judged[place][name].token_ids))
+        for (place, name), surprise in zip(rows, surprises, strict=True):
             reason = None
-            if max(nats) > self.config.most_surprise or (seam is not None and nats[seam] > self.config.seam_surprise):
+            if surprise > self.config.most_surprise:
                 reason = "unlikely"
             elif name in controls[place]:
                 # The pool holds no control: the comparison between the two would blur.
@@ -295,18 +292,26 @@ class Generator:
             )
         return found
 
+    def _known(self, campaign: Campaign, segment: str) -> Known:
+        """What was written before for any of the campaign's segments, with what the critic makes of it in this one;
+        nothing where there is no critic."""
+        texts = self._archive.texts(campaign)
+        if self._critic is None or not texts:
+            return Known([], np.zeros((0, 0)))
+        return Known(texts, self._critic.score(self._critic.encode(campaign, segment, texts), {}))
+
     def _regrown(
         self,
         places: Sequence[tuple[Campaign, str]],
         prompts: Sequence[Prompt],
-        earlier: Sequence[Earlier],
+        known: Sequence[Known],
         cancelled: Callable[[], bool],
     ) -> list[list[Candidate]]:
         """Each place's texts that go on from the beginnings of promising ones, those that may be shown.
 
         A whole text that is new mixes what is known to work with what the model would write there; a sample of the
         model alone meets what works only once the model has learnt it."""
-        starts = [some.starts(self.config.regrown, self.config.parents, self._rng) for some in earlier]
+        starts = [self._starts(some) for some in known]
         at = [place for place, some in enumerate(starts) if some]
         grown: list[list[Candidate]] = [[] for _ in places]
         if not at:
@@ -316,35 +321,44 @@ class Generator:
         drawn = self._policy.sample(their, self.config.regrown, self.config.decode, self._torch, cancelled, begun)
         for place, texts in zip(at, self._judged(own, their, drawn), strict=True):
             self._count(texts.values())
-            grown[place] = _no_samples(texts)
+            grown[place] = [
+                msgspec.structs.replace(text, count=0, kept=True, log_probs=(), embedding=None)
+                for text in texts.values()
+                if text.rejected is None
+            ]
         return grown
 
-    def _bred(
-        self, places: Sequence[tuple[Campaign, str]], prompts: Sequence[Prompt], earlier: Sequence[Earlier]
-    ) -> list[list[Candidate]]:
-        """Each place's texts out of two promising ones, those that the critic finds most promising and that may be
-        shown. The model is not asked to write them, so that they cost little, and they are tried out before it has
-        learnt to: the favourites among them are what it learns from."""
-        config, policy = self.config, self._policy
-        drawn: list[list[Sample]] = []
-        seams: dict[tuple[int, Tokens], int] = {}
-        for at, (some, prompt) in enumerate(zip(earlier, prompts, strict=True)):
-            # Twice as many as are wanted: what the reference finds unlikely falls out yet.
-            found = some.children(2 * config.crossed, config.crossing, config.bred, prompt, policy, self._rng)
-            seams |= {(at, own): seam for own, seam in found}
-            drawn.append([Sample(policy.slots_of(prompt, own), own, ((),) * len(own), True, "") for own, _ in found])
-        judged = self._judged(places, prompts, drawn, seams)
-        return [_no_samples(texts)[: config.crossed] for texts in judged]
+    def _starts(self, known: Known) -> list[Start]:
+        """`regrown` beginnings of the most promising texts written before; none where there are none."""
+        some = known.those(lambda text: sum(map(len, text.token_ids)) > 1)
+        if not some.texts or not self.config.regrown:
+            return []
+        parents = most_promising(some.scores, self.config.parents)
+        chosen = self._rng.integers(len(parents), size=self.config.regrown)
+        return [self._cut(some.texts[parents[one]].token_ids) for one in chosen.tolist()]
 
-    def _earlier(self, campaign: Campaign, segment: str, known: bool) -> Earlier:
-        texts = self._archive.texts(campaign) if known else []
-        return Earlier(campaign, segment, texts, self._critic, self._gate)
+    def _cut(self, token_ids: Start) -> Start:
+        """A text's beginning, of one token at least and not the whole of it."""
+        left = int(self._rng.integers(1, sum(map(len, token_ids))))
+        begun: list[tuple[int, ...]] = []
+        for tokens in token_ids:
+            if left < len(tokens):
+                return (*begun, tokens[:left])
+            begun.append(tokens)
+            left -= len(tokens)
+        raise AssertionError("a cut lies inside of the text")
 
-
-def _no_samples(judged: Mapping[str, Candidate]) -> list[Candidate]:
-    """Of texts that the live version did not write by itself those that may be shown."""
-    return [
-        msgspec.structs.replace(text, count=0, kept=True, log_probs=(), embedding=None)
-        for text in judged.values()
-        if text.rejected is None
-    ]
+    def _kept(self, campaign: Campaign, known: Known, others: Collection[str]) -> list[Candidate]:
+        """The most promising of the texts written before that are not among the `others` of the pool; they may be
+        shown, but are no samples of this version."""
+        some = known.those(lambda text: text.variant_id not in others)
+        if not some.texts:
+            return []
+        chosen: list[Candidate] = []
+        for at in most_promising(some.scores, 4 * self.config.kept):
+            if len(chosen) == self.config.kept:
+                break
+            text = some.texts[at]
+            if not near_duplicate(text, chosen) and self._gate(campaign, text.slots) is None:
+                chosen.append(Candidate(variant_id=text.variant_id, slots=text.slots, count=0, kept=True))
+        return chosen

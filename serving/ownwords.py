@@ -21,10 +21,11 @@ _IT = rf"{OWN}[a-z]\b"
 _AGAINST = re.compile(
     r"\b(?:say no to|goodbye,?|so long,|break up with|forget|no more|away with|avoid|ditch|refuse|reject|boycott|hate"
     r"|don't (?:buy|try|choose|trust|bother with|get|use|want|need)|never (?:buy|try|choose|trust|get|use)"
-    r"|who needs|(?:nobody|no one) (?:needs|wants|likes|loves|remembers|misses)|tired of|sick of|enough of|too much"
-    r"|fed up with|no to|move over,?|we don't do|never settle for|too short for|some say|done with"
+    r"|(?:nobody|no one) (?:needs|wants|likes|loves|remembers|misses)|tired of|sick of|enough of|too much|fed up with"
+    r"|no to|we don't do|never settle for|life(?: is|'s) too short for|(?:i'm|i am|we're|we are) done with"
     rf"|(?<!why )not|hardly|barely|no longer|instead of|other than|less) (?:the |a |your |our )?{_IT}"
-    rf"|{_IT}(?:\? no,? (?:thanks|thank you)| had a good run)|\bdear {_IT}: it's not us|\bwe tried {_IT}\. we prefer"
+    rf"|(?:^|[.!?\u2026] )(?:who needs|move over,?) {_IT}|\bsome say {_IT}\. we say\b|\bdear {_IT}: it's not us"
+    rf"|{_IT}(?:\? no,? (?:thanks|thank you)| had a good run)|\bwe tried {_IT}\. we prefer"
     rf"|{_IT}(?:,| is| was| are)? (?:(?:so|very|really|just|simply|quite|a bit|rather) )?"
     r"(?:terrible|awful|bad|worse|worst|boring|disappointing|useless|overpriced|ugly|broken|a mistake|a scam|a lie|fake"
     r"|sucks)\b"
@@ -32,10 +33,11 @@ _AGAINST = re.compile(
     re.IGNORECASE,
 )
 _WITHOUT = re.compile(
-    rf"(?:^|[.!?\u2026] )(?:(?!\b(?:not|no|never|nothing|lost|hard|\w+n't|cannot)\b)[^.!?\u2026])*\bwithout {_IT}",
+    r"(?:^|[.!?\u2026] )(?:(?!\b(?:not|no|nobody|none|never|nothing|few|rarely|seldom|hardly|lost|hard|impossible"
+    rf"|incomplete|why|how|what|who|cannot|\w+n't)\b)[^.!?\u2026])*\bwithout {_IT}(?:[.!\u2026]|$)",
     re.IGNORECASE,
 )
-"""Unlike `Never leave without Trail Runner 3`."""
+"""A sentence that ends in it; not `Never leave without Trail Runner 3`, nor `A run without Trail Runner 3 is a walk`."""
 
 
 @dataclass(frozen=True)

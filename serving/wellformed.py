@@ -32,7 +32,8 @@ _BAD_MARKS = re.compile(
 )
 _TWICE = re.compile(r"(?<![\w'\u2019-])([^\W_]+(?:['\u2019\-][^\W_]+)*)\s+\1(?![\w'\u2019-])", re.IGNORECASE)
 _SMALL_START = re.compile(r"[.!?] ([^\W\d_])")
-_SENTENCE_END = re.compile(r"[.!?\u2026]+\s+")
+_SENTENCE_END = re.compile(r"[.!?\u2026]+(?:\s+|$)")
+_NAMES = re.compile(rf"{OWN}[a-z](?:[ ,]+{OWN}[a-z])*")
 _ARTICLE = re.compile(r"\b[Aa] (?!one\b|once\b|eu|ewe|oui)[aeio][a-z]+|\b[Aa]n [bcdfgjklmnpqrtvwxyz][a-z]+")
 _PAIRS = (("(", ")"), ("“", "”"), ("«", "»"))
 _LITTLE = frozenset(
@@ -96,12 +97,12 @@ def shouting(text: str) -> bool:
 
 
 def repeats(text: str) -> bool:
-    """A word twice in a row, three words in a row or a whole sentence that come again, or one content word three times
-    within twelve."""
+    """A word twice in a row, three words in a row that come again, a sentence of nothing but the campaign's own words
+    that does (`Trail Runner 3. Trail Runner 3. Run far.`), or one content word three times within twelve."""
     if _TWICE.search(text):
         return True
-    sentences = [said for sentence in _SENTENCE_END.split(text) if (said := tuple(words_of(sentence)))]
-    if len(set(sentences)) < len(sentences):
+    names = [sentence for sentence in _SENTENCE_END.split(text) if _NAMES.fullmatch(sentence)]
+    if len(set(names)) < len(names):
         return True
     words = words_of(text)
     trigrams = list(zip(words, words[1:], words[2:], strict=False))

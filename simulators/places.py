@@ -60,9 +60,7 @@ def write_pools(
     from serving.generator import GeneratorConfig
     from simulators.adloop_agent import AdloopAgent
 
-    agent = AdloopAgent(
-        bodies, folder, seed, model=model, generator=GeneratorConfig(samples=SAMPLES, regrown=0, crossed=0)
-    )
+    agent = AdloopAgent(bodies, folder, seed, model=model, generator=GeneratorConfig(samples=SAMPLES, regrown=0))
     try:
         texts: dict[Place, Sequence[Slots]] = {}
         for campaign in agent.views.campaigns(TENANT):

@@ -171,9 +171,7 @@ SMALL_LEARNER = LearnerConfig(
     update=UpdateConfig(learning_rate=2e-3, passes=1),
 )
 # A model this small finds most of what it writes unlikely.
-SMALL_GENERATOR = GeneratorConfig(
-    samples=8, regrown=0, crossed=0, kept=2, most_surprise=1e9, decode=Decode(temperature=1.0)
-)
+SMALL_GENERATOR = GeneratorConfig(samples=8, regrown=0, kept=2, most_surprise=1e9, decode=Decode(temperature=1.0))
 
 
 def accept(_: Campaign, __: Mapping[str, str]) -> str | None:

@@ -131,7 +131,7 @@ class Heads:
         noise: float = 1.0,
         among: NDArray[np.intp] | None = None,
     ) -> float:
-        """`steps` full passes of Adam over aggregated rows; returns the last mean gradient norm per head.
+        """`steps` full passes of Adam over aggregated rows; returns the root mean square of the last gradient.
 
         Args:
           x: csr[R, F] of 0 and 1, rows as first met.
@@ -139,8 +139,8 @@ class Heads:
           total: float[R, H], sum of weight x target.
           offset: added to every prediction, or float[R, 1] to each row's (log-odds or units).
           noise: variance of a target under the identity link.
-          among: the only features that any row has, in this call or another, ascending: the others are put where the
-            prior has them, which is their optimum, and cost nothing. None: all.
+          among: the only features that the data says anything of, ascending; `x` may hold a part of their rows. The
+            others are put at their prior draw, which is their optimum, and cost nothing. None: all.
         """
         if among is None:
             found = _Fit(self.u, self._z, self._m, self._v, self._steps)
@@ -162,6 +162,7 @@ class Heads:
         self._steps = found.steps
         if among is not None:
             self.u = self._z.copy()
+            self._m, self._v = np.zeros_like(self._m), np.zeros_like(self._v)
             self.u[among], self._m[among], self._v[among] = found.u, found.m, found.v
         return norm
 

@@ -11,7 +11,6 @@ import base64
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -97,11 +96,6 @@ class LanguagePolicy:
         self.positions = int(positions)
         self._ends = codec.line_enders(self.vocab_size).to(device)
         self._barred = codec.forbidden(self.vocab_size).to(device)
-
-    @cached_property
-    def openers(self) -> list[bool]:
-        """By token, whether it begins a word or is no part of one."""
-        return self.codec.openers(self.vocab_size)
 
     @property
     def max_prompt_tokens(self) -> int:
@@ -194,15 +188,11 @@ class LanguagePolicy:
         samples = [self._sample(prompts[at // n], ids[at], log_probs[at], sums[at]) for at in range(len(rows))]
         return [samples[start : start + n] for start in range(0, len(samples), n)]
 
-    def slots_of(self, prompt: Prompt, token_ids: Sequence[Sequence[int]]) -> dict[str, str]:
-        """The text of tokens, slot by slot."""
-        return {
-            slot.name: self.codec.decode(tokens).split("\n", 1)[0].strip()
-            for slot, tokens in zip(prompt.slots, token_ids, strict=True)
-        }
-
     def _sample(self, prompt: Prompt, ids: list[list[int]], log_probs: list[list[float]], hidden: Tensor) -> Sample:
-        slots = self.slots_of(prompt, ids)
+        slots = {
+            slot.name: self.codec.decode(tokens).split("\n", 1)[0].strip()
+            for slot, tokens in zip(prompt.slots, ids, strict=True)
+        }
         count = sum(len(logs) for logs in log_probs)
         vector = (hidden / max(count, 1)).float().cpu().numpy().astype("<f2")
         return Sample(
@@ -355,11 +345,11 @@ class LanguagePolicy:
     @torch.no_grad()
     def surprise(
         self, prompts: Sequence[Prompt], token_ids: Sequence[Sequence[Sequence[int]]], decode: Decode
-    ) -> list[list[float]]:
-        """How unlikely each token of each text is under the reference, slot after slot: -log p in nats."""
+    ) -> list[float]:
+        """How unlikely the least likely token of each text is under the reference: B values of -log p, in nats."""
         if not prompts:
             return []
-        found: list[list[float]] = [[] for _ in prompts]
+        worst = torch.zeros(len(prompts), device=self.device)
         rows = self._rows(prompts, token_ids)
         with self._as_reference():
             theirs = self._read(rows, reference=True)
@@ -367,9 +357,8 @@ class LanguagePolicy:
                 batch = self._batch(rows, part, theirs)
                 logits = self._logits(batch, theirs)
                 picked = -drawn_log_probs(logits, batch.targets, decode.temperature, self._barred)
-                for row, nats in zip(batch.row.tolist(), picked.tolist(), strict=True):
-                    found[row].append(nats)
-        return found
+                worst.scatter_reduce_(0, batch.row, picked, "amax")
+        return worst.tolist()
 
     @property
     def _at_once(self) -> int:

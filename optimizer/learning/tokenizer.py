@@ -16,7 +16,6 @@ from transformers.utils import logging as transformers_logging
 from optimizer.errors import ConfigError
 
 END = "<|end|>"
-WORD_STARTS = "\u0120\u2581"  # how byte-level and SentencePiece tokenizers write the space before a word
 
 
 def train_tokenizer(texts: Iterator[str], vocab_size: int) -> PreTrainedTokenizerFast:
@@ -84,12 +83,6 @@ class TextCodec:
             ends[index] = "\n" in self._backend.decode([index], skip_special_tokens=False)
         ends[self.end_id] = True
         return ends
-
-    def openers(self, vocab_size: int) -> list[bool]:
-        """By token, whether it begins a word or is no part of one. Told by its name, since a token that is decoded by
-        itself may lose the space before it."""
-        names = (self._backend.id_to_token(index) or "" for index in range(vocab_size))
-        return [not name[:1].isalnum() or name[:1] in WORD_STARTS for name in names]
 
     def forbidden(self, vocab_size: int) -> torch.Tensor:
         """bool[vocab_size]: True for tokens that are never sampled: special tokens (but the end) and rows without a

@@ -13,23 +13,18 @@ import torch
 
 from optimizer.ids import campaign_hash, variant_id
 from optimizer.learning.base import load_policy
-from optimizer.learning.policy import Cancelled, LanguagePolicy, Start
-from optimizer.learning.prompt import build_prompt, fill
+from optimizer.learning.policy import Cancelled, LanguagePolicy
+from optimizer.learning.prompt import build_prompt
 from optimizer.learning.traffic import place_name
-from optimizer.learning.view import CriticView, PoolFeatures
+from optimizer.learning.view import CriticView
 from optimizer.stream.log import Append
 from optimizer.types import Campaign, PolicyRecord, Pool, Rules, Slot, to_json
-from serving.earlier import Earlier, cut
 from serving.generator import FRESH_PREFIX, Generator, GeneratorConfig
 from tests.learning_rig import SMALL_GENERATOR, Loop, campaign, open_loop
 
 
 def no_warmth(_: Campaign, slots: Mapping[str, str]) -> str | None:
     return "warm" if any("warm" in text for text in slots.values()) else None
-
-
-def nobody(_: Campaign, __: Mapping[str, str]) -> str | None:
-    return None
 
 
 def nothing(_: Campaign, __: Mapping[str, str]) -> str | None:
@@ -43,7 +38,7 @@ def loop(tiny_model_folder: Path, tmp_path: Path) -> Loop:
     return made
 
 
-MANY = GeneratorConfig(samples=64, regrown=0, crossed=0, kept=2, most_surprise=1e9, decode=SMALL_GENERATOR.decode)
+MANY = GeneratorConfig(samples=64, regrown=0, kept=2, most_surprise=1e9, decode=SMALL_GENERATOR.decode)
 
 
 def test_before_the_first_version_it_writes_nothing(tiny_model_folder: Path, tmp_path: Path) -> None:
@@ -189,9 +184,7 @@ def test_places_with_impressions_are_written_for_first(loop: Loop) -> None:
 
 
 def test_texts_are_grown_from_promising_beginnings_and_are_no_samples(loop: Loop) -> None:
-    config = GeneratorConfig(
-        samples=8, regrown=16, parents=4, crossed=0, kept=0, most_surprise=1e9, decode=SMALL_GENERATOR.decode
-    )
+    config = GeneratorConfig(samples=8, regrown=16, parents=4, kept=0, most_surprise=1e9, decode=SMALL_GENERATOR.decode)
     generator = loop.generator(config)
     generator.step()
     first = [candidate for pool in loop.pools() for candidate in pool.candidates]
@@ -219,17 +212,15 @@ def test_a_text_that_the_reference_finds_unlikely_is_refused_and_no_other(
 
     def surprise(
         self: object, prompts: object, token_ids: list[tuple[tuple[int, ...], ...]], decode: object
-    ) -> list[list[float]]:
+    ) -> list[float]:
         asked.update(token_ids)
-        return [[7.0 if odd(ids) else 5.0] for ids in token_ids]
+        return [7.0 if odd(ids) else 5.0 for ids in token_ids]
 
     def odd(ids: tuple[tuple[int, ...], ...]) -> bool:
         return sum(ids[0]) % 2 == 1
 
     monkeypatch.setattr(LanguagePolicy, "surprise", surprise)
-    config = GeneratorConfig(
-        samples=64, regrown=16, parents=4, crossed=0, kept=0, most_surprise=6.0, decode=MANY.decode
-    )
+    config = GeneratorConfig(samples=64, regrown=16, parents=4, kept=0, most_surprise=6.0, decode=MANY.decode)
     generator = loop.generator(config)
     generator.step()
     publish(loop, 0.0005)
@@ -247,86 +238,9 @@ def test_a_text_that_the_reference_finds_unlikely_is_refused_and_no_other(
     assert not any(odd(c.token_ids) for pool in loop.pools()[2:] for c in pool.candidates if c.kept)
 
 
-def test_texts_are_crossed_out_of_two_promising_ones(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
-    def surprise(self: object, prompts: object, token_ids: list[Start], decode: object) -> list[list[float]]:
-        return [[0.0] * (len(ids[0]) - 1) + [7.0 if sum(ids[0]) % 2 else 5.0] for ids in token_ids]
-
-    monkeypatch.setattr(LanguagePolicy, "surprise", surprise)
-    config = dataclasses.replace(MANY, crossed=6, crossing=20, kept=0, most_surprise=6.0)
-    generator = loop.generator(config)
-    generator.step()
-    first = {text.token_ids: text for pool in loop.pools() for text in pool.candidates if text.rejected is None}
-    refused = dict(generator.rejected)
-    publish(loop, 0.0005)
-    assert generator.step()
-    opens, made = generator.policy.openers, 0
-    for pool in loop.pools()[2:]:
-        children = [text for text in pool.candidates if text.kept]
-        made += len(children)
-        assert len(children) <= config.crossed
-        assert len({text.variant_id for text in pool.candidates}) == len(pool.candidates)
-        for text in children:
-            assert (text.count, text.log_probs, text.embedding, text.rejected) == (0, (), None, None)
-            written = generator.policy.codec.decode(text.token_ids[0]).strip()
-            assert text.slots["headline"] == fill(campaign(), written)
-            assert sum(text.token_ids[0]) % 2 == 0
-            assert text.token_ids not in first
-            # One parent begins as it does, the other ends as it does, and the token at the seam is in both.
-            own = text.token_ids[0]
-            assert any(
-                a[0][: at + 1] == own[: at + 1]
-                and any(
-                    own[at:] == b[0][to:] for b in first for to in range(len(b[0])) if len(b[0]) - to == len(own) - at
-                )
-                and opens[own[at + 1]]
-                for at in range(len(own) - 1)
-                for a in first
-            )
-    assert made
-    # What a version is refused is what it wrote itself.
-    assert sum(generator.rejected.values()) - sum(refused.values()) == sum(
-        text.rejected is not None for pool in loop.pools()[2:] for text in pool.candidates
-    )
-
-
-def test_children_come_in_the_order_in_which_the_critic_likes_them(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By a critic for which only the number of words counts."""
-    generator = loop.generator(MANY)
-    generator.step()
-    publish(loop, 0.0005)
-    generator._refresh()
-    (row,) = generator._campaigns.rows.values()
-
-    def words(self: object, features: PoolFeatures, context: object) -> np.ndarray:
-        return np.tile(np.array([float(len(parts.words)) for parts in features.parts]), (3, 1))
-
-    monkeypatch.setattr(CriticView, "score", words)
-    held = Earlier(row, "all", generator._archive.texts(row), generator._critic, nobody)
-    prompt, rng = build_prompt(row, "all"), np.random.default_rng(0)
-    every = held.children(200, 40, 200, prompt, generator.policy, rng)
-    lengths = [len(set(generator.policy.slots_of(prompt, own.tokens)["headline"].lower().split())) for own in every]
-    assert len(every) >= 20
-    assert np.mean(lengths[: len(lengths) // 4]) > np.mean(lengths[-len(lengths) // 4 :]) + 1
-    few = held.children(4, 40, 200, prompt, generator.policy, np.random.default_rng(0))
-    assert few == every[:4]
-    # What the gate refuses is no child, and without a critic there is none.
-    assert (
-        Earlier(row, "all", generator._archive.texts(row), generator._critic, nothing).children(
-            4, 40, 200, prompt, generator.policy, rng
-        )
-        == []
-    )
-    assert (
-        Earlier(row, "all", generator._archive.texts(row), None, nobody).children(
-            4, 40, 200, prompt, generator.policy, rng
-        )
-        == []
-    )
-
-
-def test_a_text_is_cut_inside_of_it() -> None:
-    rng, text = np.random.default_rng(0), ((1, 2, 3), (4, 5))
-    cuts = {cut(text, rng) for _ in range(200)}
+def test_a_text_is_cut_inside_of_it(loop: Loop) -> None:
+    generator, text = loop.generator(), ((1, 2, 3), (4, 5))
+    cuts = {generator._cut(text) for _ in range(200)}
     assert cuts == {((1,),), ((1, 2),), ((1, 2, 3), ()), ((1, 2, 3), (4,))}
 
 
