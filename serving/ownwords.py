@@ -37,7 +37,7 @@ _WITHOUT = re.compile(
     rf"|incomplete|why|how|what|who|cannot|\w+n't)\b)[^.!?\u2026])*\bwithout {_IT}(?:[.!\u2026]|$)",
     re.IGNORECASE,
 )
-"""A sentence that ends in it; not `Never leave without Trail Runner 3`, nor `A run without Trail Runner 3 is a walk`."""
+"""A sentence that ends in it; not `Never leave without Trail Runner 3`, nor `A run without Halden is only a walk`."""
 
 
 @dataclass(frozen=True)

@@ -92,7 +92,7 @@ def test_features_that_no_row_has_cost_nothing_and_stand_at_their_prior() -> Non
     assert (np.abs(part.u - z).max(axis=1)[there] > 0.01).all()
     # What has data no more goes back to its draw, and is learnt from there when it has again.
     fewer = there[:5]
-    part.fit(sparse.csr_matrix((40, 12), dtype=np.float32), mass, total, "logistic", 1, -2.0, among=fewer)
+    part.fit(sparse.csr_matrix(np.zeros((40, 12), np.float32)), mass, total, "logistic", 1, -2.0, among=fewer)
     gone = np.setdiff1d(np.arange(12), fewer)
     np.testing.assert_array_equal(part.u[gone], z[gone])
     for _ in range(12):
