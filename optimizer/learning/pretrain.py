@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from optimizer.learning.muon import Muon
 from optimizer.learning.prompt import Prompt
 from optimizer.learning.recipe import MARKER, Line, PretrainConfig, Progress
 from optimizer.learning.tokenizer import END, TextCodec, quiet_transformers, train_tokenizer
@@ -126,7 +127,7 @@ def _fit(
     others = [p for name, p in model.named_parameters() if p.ndim != 2 or not name.startswith("transformer.h.")]
     # Orthogonalised momentum (Muon: Jordan et al. 2024) on the matrices: in the time there is, far below AdamW's loss.
     optimizers: list[torch.optim.Optimizer] = [
-        torch.optim.Muon(hidden, lr=config.matrix_learning_rate, weight_decay=config.weight_decay),
+        Muon(hidden, lr=config.matrix_learning_rate, weight_decay=config.weight_decay),
         torch.optim.AdamW(others, lr=config.learning_rate, betas=(0.9, 0.98), weight_decay=0.0),
     ]
     warm = max(1, round(config.warmup * steps))

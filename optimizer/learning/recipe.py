@@ -39,7 +39,7 @@ class PretrainConfig:
     weight_decay: float = 0.05
     warmup: float = 0.03
     seed: int = 0
-    version: int = 4
+    version: int = 5
 
 
 def corpus_hash(config: PretrainConfig, lines: Iterable[Line]) -> str:
