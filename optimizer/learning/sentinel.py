@@ -5,26 +5,28 @@ operator resumes it; the versions since it began are taken back."""
 
 from __future__ import annotations
 
-import math
 from collections import OrderedDict, deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from optimizer.maths.sentinel import Limits, Response, Vitals, ails, baits, conversions
 from optimizer.types import Outcome, Pool
 
 UNKNOWN = float("nan")
+Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class SentinelConfig:
     """`patience`: times in a row that something must look wrong. `samples`: newest texts that figures about samples are
-    made of, `first_samples`: a campaign's first ones, which they are compared with. `conversions`: in all campaigns
-    together, but `least_conversions` in each at least: a campaign's first impressions that brought its part of them are
-    what its newest, as many, are compared with. `arrived`: the share of clicks and conversions that is waited for; what
+    made of, `first_samples`: a campaign's first ones, which they are compared with. `conversions`: so many of each
+    campaign's first impressions as brought that many conversions in all campaigns together, or the first half while
+    these bring fewer, are what its newest, as many, are compared with; `least_conversions`: before there are so many
+    nothing is compared. `arrived`: the share of clicks and conversions that is waited for; what
     comes later counts nowhere, so that old and new are treated alike. `kept`: first and newest impressions held a
     campaign, each; where the first ones bring fewer conversions than that, nothing is said of it."""
 
@@ -32,7 +34,7 @@ class SentinelConfig:
     samples: int = 512
     first_samples: int = 64
     conversions: int = 30
-    least_conversions: int = 5
+    least_conversions: int = 10
     arrived: float = 0.8
     kept: int = 10_000
     limits: Limits = field(default_factory=Limits)
@@ -56,10 +58,11 @@ class _Sampled(NamedTuple):
 
 
 class _Seen(NamedTuple):
-    """One impression of a generated text; `click_ms` after it and `conversion_ms` after the click, -1 where there is
-    none."""
+    """One impression of a generated text to a person of `segment`; `click_ms` after it and `conversion_ms` after the
+    click, -1 where there is none."""
 
     ts: int
+    segment: str
     click_ms: int
     conversion_ms: int
 
@@ -139,6 +142,7 @@ class Sentinel:
         if known is None and outcome.revision > 1:
             # Let go before; when its conversion came is no longer known.
             return
+        segment = str(decision.context.get("segment", ""))
         click_ms = -1 if outcome.click_ts is None else max(0, outcome.click_ts - outcome.impression_ts)
         conversion_ms = -1
         if outcome.click_ts is not None and outcome.components.conversion > 0:
@@ -146,7 +150,7 @@ class Sentinel:
             conversion_ms = max(0, outcome.as_of - outcome.click_ts)
             if known is not None and known.conversion_ms >= 0:
                 conversion_ms = known.conversion_ms
-        seen.put(outcome.decision_id, _Seen(outcome.impression_ts, click_ms, conversion_ms))
+        seen.put(outcome.decision_id, _Seen(outcome.impression_ts, segment, click_ms, conversion_ms))
 
     def forgive(self, from_ms: int | None = None) -> None:
         """An operator has decided, at `from_ms` (now): what was before no longer counts."""
@@ -197,26 +201,27 @@ class Sentinel:
         return self._ill == 0
 
     def bait(self) -> Halt | None:
-        """Clicks up with conversions down, where that can be told; since the oldest impression that says so."""
+        """Clicks up with conversions down, where that can be told; since the oldest impression that says so.
+
+        Each campaign's first impressions are compared with its newest, as many, people of one segment with each
+        other."""
         seen = [some for watched in self._seen.values() if (some := watched.since(self._from_ms))]
         converted = np.array([one.conversion_ms for some in seen for one in some if one.conversion_ms >= 0])
-        if len(converted) < self.config.conversions:
+        if len(converted) < self.config.least_conversions:
             return None
         clicked = np.array([one.click_ms for some in seen for one in some if one.click_ms >= 0])
-        wanted = max(self.config.least_conversions, math.ceil(self.config.conversions / len(seen)))
         click_by, convert_by = np.quantile(clicked, self.config.arrived), np.quantile(converted, self.config.arrived)
         until = self._now_ms - click_by - convert_by
+        ripe = ([one for one in some if one.ts <= until] for some in seen)
+        counts = [_Counts.of(some, click_by, convert_by) for some in ripe]
+        size = _size([one.converted[: one.most] for one in counts], self.config.conversions)
         before, late, since = [], [], []
-        for some in seen:
-            ripe = [one for one in some if one.ts <= until]
-            converting = np.cumsum([0 <= one.click_ms <= click_by and _converts(one, convert_by) for one in ripe])
-            size = int(np.searchsorted(converting, wanted)) + 1
-            if 2 * size > len(ripe):
-                # Its first impressions are not over yet, or the newest are still among them.
-                continue
-            before.append(_response(ripe[:size], click_by, convert_by))
-            late.append(_response(ripe[-size:], click_by, convert_by))
-            since.append(ripe[-size].ts)
+        for one in counts:
+            own = min(size, one.most)
+            if own > 0:
+                before += one.by_segment(slice(None, own))
+                late += one.by_segment(slice(-own, None))
+                since.append(one.impressions[-own].ts)
         if not before:
             return None
         found = conversions(Response(*np.array(before).T), Response(*np.array(late).T))
@@ -224,15 +229,48 @@ class Sentinel:
         return None if why is None else Halt(why, min(since))
 
 
-def _converts(one: _Seen, convert_by: float) -> bool:
-    return 0 <= one.conversion_ms <= convert_by
+class _Counts(NamedTuple):
+    """A campaign's impressions that are old enough, in order; float64[N] each: whether clicked and whether converted
+    in time. `codes`: int64[N] each one's segment out of `segments`."""
+
+    impressions: list[_Seen]
+    clicked: Array
+    converted: Array
+    codes: NDArray[np.int64]
+    segments: int
+
+    @classmethod
+    def of(cls, impressions: list[_Seen], click_by: float, convert_by: float) -> _Counts:
+        clicked = np.array([0 <= one.click_ms <= click_by for one in impressions], float)
+        converted = clicked * np.array([0 <= one.conversion_ms <= convert_by for one in impressions], float)
+        names = {name: at for at, name in enumerate(dict.fromkeys(one.segment for one in impressions))}
+        codes = np.array([names[one.segment] for one in impressions], dtype=np.int64)
+        return cls(impressions, clicked, converted, codes, len(names))
+
+    @property
+    def most(self) -> int:
+        """First impressions that may be compared with as many newest ones."""
+        return len(self.impressions) // 2
+
+    def by_segment(self, part: slice) -> list[tuple[float, float, float]]:
+        """Shown, clicked and converted of each segment."""
+        codes = self.codes[part]
+        shown = np.bincount(codes, minlength=self.segments)
+        clicked = np.bincount(codes, self.clicked[part], self.segments)
+        converted = np.bincount(codes, self.converted[part], self.segments)
+        return list(zip(shown.tolist(), clicked.tolist(), converted.tolist(), strict=True))
+
+
+def _size(converted: list[Array], wanted: int) -> int:
+    """How many of each campaign's first impressions (of all that it has, where these are fewer) are compared: one less
+    than bring `wanted` conversions together."""
+    total = np.zeros(max(map(len, converted), default=0))
+    for some in converted:
+        total[: len(some)] += some
+    # The impressions that reach it are there because one of them converted.
+    return int(np.searchsorted(np.cumsum(total), wanted))
 
 
 def _summed(some: Iterable[_Sampled]) -> _Sampled:
     own = list(some)
     return _Sampled(own[0].key, *(sum(column) for column in zip(*(one[1:] for one in own), strict=True)))
-
-
-def _response(some: list[_Seen], click_by: float, convert_by: float) -> tuple[float, float, float]:
-    clicked = [one for one in some if 0 <= one.click_ms <= click_by]
-    return float(len(some)), float(len(clicked)), float(sum(_converts(one, convert_by) for one in clicked))

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import hypergeom
 
 Array = NDArray[np.float64]
 
@@ -69,7 +69,7 @@ def ails(vitals: Vitals, limits: Limits) -> str | None:
 
 
 class Response(NamedTuple):
-    """What people did to the texts shown, by campaign: float64[C] each."""
+    """What people did to the texts shown, by stratum (campaign and segment): float64[S] each."""
 
     shown: Array
     clicked: Array
@@ -77,47 +77,54 @@ class Response(NamedTuple):
 
 
 class Conversions(NamedTuple):
-    """Conversions of late beside what the clicks of late would have brought at the rates of before. `z`: standard
-    deviations by which there are more; `of_shown`, `clicks_of_shown`: conversions and clicks over what as many
-    impressions brought before."""
+    """Conversions of late beside what the clicks of late would have brought at the rates of before. `p`: the
+    probability of so few or fewer if nothing has changed; `of_shown`, `clicks_of_shown`: conversions and clicks per
+    impression over what they were before."""
 
-    z: float
+    p: float
     of_shown: float
     clicks_of_shown: float
 
 
 def conversions(before: Response, late: Response) -> Conversions | None:
-    """Compare late with before, campaign by campaign, so that a shift of the traffic between campaigns says nothing.
+    """Compare late with before, stratum by stratum, so that a shift of the traffic between them says nothing.
 
-    z is Mantel's and Haenszel's (1959, Journal of the National Cancer Institute 22): given a campaign's clicks and
-    conversions in all, those of late are hypergeometric if nothing has changed; sparse campaigns bring no bias. None
-    where that has no variance, or nothing was clicked or converted before."""
+    p is that of the exact test for a common odds ratio of 1 (Mehta, Patel and Gray 1985, Journal of the American
+    Statistical Association 80): given a stratum's clicks and conversions in all, those of late are hypergeometric if
+    nothing has changed, and their sum over the strata has the convolution of these distributions; neither sparse strata
+    nor few conversions bring a bias. The ratios are Mantel's and Haenszel's, for rates (Greenland and Robins 1985,
+    Biometrics 41). None where no stratum can tell, or nothing was clicked or converted before."""
     before, late = (Response(*(np.asarray(one, float) for one in some)) for some in (before, late))
     clicks, converted = before.clicked + late.clicked, before.converted + late.converted
-    at = (before.clicked > 0) & (late.clicked > 0) & (clicks > 1)
-    clicks, converted = clicks[at], converted[at]
-    share = late.clicked[at] / np.maximum(clicks, 1.0)
-    variance = float(np.sum(share * (1 - share) * converted * (clicks - converted) / (clicks - 1.0)))
-    shown = before.shown > 0
-    rate = np.divide(late.shown, before.shown, out=np.zeros_like(late.shown), where=shown)
-    expected_conversions, expected_clicks = float(rate @ before.converted), float(rate @ before.clicked)
-    if variance <= 0 or expected_conversions <= 0 or expected_clicks <= 0:
+    at = (before.clicked > 0) & (late.clicked > 0) & (converted > 0) & (converted < clicks)
+    of_shown = _rate_ratio(late.converted, late.shown, before.converted, before.shown)
+    clicks_of_shown = _rate_ratio(late.clicked, late.shown, before.clicked, before.shown)
+    if not at.any() or of_shown is None or clicks_of_shown is None:
         return None
-    return Conversions(
-        z=float(np.sum(late.converted[at] - converted * share)) / math.sqrt(variance),
-        of_shown=float(late.converted[shown].sum()) / expected_conversions,
-        clicks_of_shown=float(late.clicked[shown].sum()) / expected_clicks,
-    )
+    chances, least = np.ones(1), 0
+    for all_clicks, all_converted, late_clicks in zip(clicks[at], converted[at], late.clicked[at], strict=True):
+        fewest = max(0, int(all_converted + late_clicks - all_clicks))
+        count = np.arange(fewest, int(min(all_converted, late_clicks)) + 1)
+        chances = np.convolve(chances, hypergeom.pmf(count, all_clicks, all_converted, late_clicks))
+        least += fewest
+    p = float(chances[: int(late.converted[at].sum()) - least + 1].sum())
+    return Conversions(min(1.0, p), of_shown, clicks_of_shown)
 
 
-def baits(found: Conversions, least_z: float = 3.5, least_loss: float = 0.1) -> str | None:
+def _rate_ratio(count: Array, of: Array, count_before: Array, of_before: Array) -> float | None:
+    total = np.maximum(of + of_before, 1.0)
+    before = float(np.sum(count_before * of / total))
+    return float(np.sum(count * of_before / total)) / before if before > 0 else None
+
+
+def baits(found: Conversions, most_p: float = 1e-4, least_loss: float = 0.1) -> str | None:
     """Clicks up with conversions down, as a phrase; None where there is no such thing.
 
     That clicks convert less is no harm while more of them make up for it: conversions per impression must have fallen
     as well, by `least_loss`."""
-    if found.clicks_of_shown > 1.0 and found.z < -least_z and found.of_shown < 1.0 - least_loss:
+    if found.clicks_of_shown > 1.0 and found.p < most_p and found.of_shown < 1.0 - least_loss:
         return (
             f"clicks are up {found.clicks_of_shown - 1.0:+.0%} and conversions down {found.of_shown - 1.0:+.0%} per "
-            f"impression ({-found.z:.1f} standard deviations under what the clicks would have brought before)"
+            f"impression (that the clicks convert as before has a probability of {found.p:.0e})"
         )
     return None

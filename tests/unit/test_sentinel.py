@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from itertools import combinations
 from pathlib import Path
 
 import msgspec
 import numpy as np
 import pytest
+from scipy.stats import fisher_exact
 
 from optimizer.control import HALT_FILE, RESUME_FILE
 from optimizer.learning.learner import Learner
@@ -76,7 +78,7 @@ def test_conversions_are_compared_campaign_by_campaign() -> None:
     late = response([200, 800], [20, 80], [10, 8])
     found = conversions(before, late)
     assert found is not None
-    assert abs(found.z) < 1.0
+    assert found.p > 0.2
     assert found.of_shown == pytest.approx(1.0)
     assert found.clicks_of_shown == pytest.approx(1.0)
     assert baits(found) is None
@@ -90,32 +92,56 @@ def test_conversions_are_compared_campaign_by_campaign() -> None:
         ([0.02] * 40, [5] * 40, [15] * 40),
     ],
 )
-def test_the_standard_score_is_one(chance: list[float], clicked: list[int], late_clicked: list[int]) -> None:
-    # With equal chances before and late, z has mean 0 and standard deviation 1, whatever the campaigns.
+def test_so_few_conversions_are_as_rare_as_p_says(
+    chance: list[float], clicked: list[int], late_clicked: list[int]
+) -> None:
+    # With equal chances before and late, p is at most 0.05 in a twentieth of the cases, or fewer: counts are whole.
     rng = np.random.default_rng(1)
     clicks, late_clicks = np.array(clicked), np.array(late_clicked)
-    scores = []
+    found = []
     for _ in range(2_000):
         before = Response(clicks * 20.0, clicks.astype(float), rng.binomial(clicks, chance).astype(float))
         converted = rng.binomial(late_clicks, chance).astype(float)
         late = Response(late_clicks * 10.0, late_clicks.astype(float), converted)
-        found = conversions(before, late)
-        if found is not None:
-            scores.append(found.z)
-    assert len(scores) > 1_900
-    assert np.mean(scores) == pytest.approx(0.0, abs=0.1)
-    assert np.std(scores) == pytest.approx(1.0, abs=0.1)
+        one = conversions(before, late)
+        if one is not None:
+            found.append(one.p)
+    assert len(found) > 1_900
+    for level in (0.05, 0.2, 0.5):
+        assert 0.4 * level < np.mean(np.array(found) <= level) < 1.1 * level + 0.01
+
+
+def test_p_is_the_exact_tests() -> None:
+    # One stratum: Fisher's exact test. Two: every way in which two of them convert is counted.
+    one = conversions(response([50], [10], [6]), response([50], [20], [3]))
+    assert one is not None
+    assert one.p == pytest.approx(fisher_exact(np.array([[3, 17], [6, 4]]), alternative="less").pvalue)
+    two = conversions(response([9, 9], [3, 2], [2, 1]), response([9, 9], [2, 4], [0, 1]))
+    assert two is not None
+    ways = [
+        (len([at for at in first if at < 2]) + len([at for at in second if at < 4]))
+        for first in combinations(range(5), 2)
+        for second in combinations(range(6), 2)
+    ]
+    assert two.p == pytest.approx(np.mean(np.array(ways) <= 1))
+
+
+def test_rates_are_compared_within_their_strata() -> None:
+    found = conversions(response([100, 300], [10, 60], [5, 12]), response([300, 100], [60, 40], [15, 4]))
+    assert found is not None
+    assert found.of_shown == pytest.approx((15 * 0.25 + 4 * 0.75) / (5 * 0.75 + 12 * 0.25))
+    assert found.clicks_of_shown == pytest.approx((60 * 0.25 + 40 * 0.75) / (10 * 0.75 + 60 * 0.25))
 
 
 @pytest.mark.parametrize(
     ("found", "halts"),
     [
-        (Conversions(z=-5.0, of_shown=0.6, clicks_of_shown=2.0), True),
+        (Conversions(p=1e-6, of_shown=0.6, clicks_of_shown=2.0), True),
         # More clicks make up for their poorer conversion.
-        (Conversions(z=-5.0, of_shown=1.1, clicks_of_shown=2.2), False),
+        (Conversions(p=1e-6, of_shown=1.1, clicks_of_shown=2.2), False),
         # Clicks fall as well: demand has changed, nobody is baited.
-        (Conversions(z=-5.0, of_shown=0.4, clicks_of_shown=0.8), False),
-        (Conversions(z=-2.0, of_shown=0.8, clicks_of_shown=1.2), False),
+        (Conversions(p=1e-6, of_shown=0.4, clicks_of_shown=0.8), False),
+        (Conversions(p=0.01, of_shown=0.8, clicks_of_shown=1.2), False),
     ],
 )
 def test_bait_is_more_clicks_with_fewer_conversions(found: Conversions, halts: bool) -> None:
@@ -142,6 +168,7 @@ def impressions(
     start: int,
     campaign_id: str = "c1",
     fields: dict[str, object] | None = None,
+    segment: str = "all",
 ) -> None:
     """People who click and convert with these chances, a second apart, conversions a minute after the click."""
     rng = np.random.default_rng(start)
@@ -158,7 +185,7 @@ def impressions(
             as_of=ts + (60_500 if converted else 500),
             campaign_id=campaign_id,
         )
-        drawn = msgspec.structs.replace(one.decision, **(fields or {}))
+        drawn = msgspec.structs.replace(one.decision, context={"segment": segment}, **(fields or {}))
         sentinel.note_outcome(msgspec.structs.replace(one, decision=drawn))
 
 
@@ -192,6 +219,23 @@ def test_a_campaign_that_comes_later_is_watched_too() -> None:
     impressions(sentinel, 600, click=0.2, convert=0.5, start=2_000, campaign_id="later")
     assert sentinel.bait() is None
     impressions(sentinel, 600, click=0.8, convert=0.0, start=2_600, campaign_id="later")
+    assert sentinel.bait() is not None
+
+
+def test_segments_that_click_more_and_seldom_convert_are_no_bait() -> None:
+    # Nothing changes in either segment, but later hardly anybody is of the one that converts.
+    sentinel = Sentinel(SMALL)
+    for start, keen, idle in ((0, 90, 10), (10_000, 10, 190)):
+        for at in range(20):
+            impressions(sentinel, keen, click=0.2, convert=0.6, start=start + 300 * at, segment="keen")
+            impressions(sentinel, idle, click=0.4, convert=0.02, start=start + 300 * at + 100, segment="idle")
+    assert sentinel.bait() is None
+
+
+def test_bait_is_seen_before_the_first_impressions_are_over() -> None:
+    sentinel = Sentinel(SMALL)
+    impressions(sentinel, 200, click=0.2, convert=0.5, start=0)
+    impressions(sentinel, 500, click=0.5, convert=0.02, start=200)
     assert sentinel.bait() is not None
 
 
