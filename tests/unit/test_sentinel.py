@@ -234,8 +234,8 @@ def test_segments_that_click_more_and_seldom_convert_are_no_bait() -> None:
 
 def test_bait_is_seen_before_the_first_impressions_are_over() -> None:
     sentinel = Sentinel(SMALL)
-    impressions(sentinel, 200, click=0.2, convert=0.5, start=0)
-    impressions(sentinel, 500, click=0.5, convert=0.02, start=200)
+    impressions(sentinel, 240, click=0.2, convert=0.5, start=0)
+    impressions(sentinel, 600, click=0.5, convert=0.02, start=240)
     assert sentinel.bait() is not None
 
 
