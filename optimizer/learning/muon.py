@@ -1,7 +1,7 @@
 """Muon for the CPU: momentum whose direction is orthogonalised, for a model's hidden matrices.
 
-`torch.optim.Muon` runs the orthogonalisation in bfloat16, which a CPU without instructions for it emulates: there it
-takes 20 times as long as in float32, and the tiny model 10 minutes in place of one."""
+`torch.optim.Muon` runs the orthogonalisation in bfloat16, which a CPU without instructions for it emulates: there a
+product takes 20 times as long as in float32, and a training step of the tiny model three times (docs/decisions.md)."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ STEPS = 5
 
 
 def orthogonalised(matrix: Tensor) -> Tensor:
-    """The matrix [A, B] with singular values between about 0.7 and 1.2 and singular vectors as they are: five steps of
-    the quintic Newton-Schulz iteration of Jordan et al. (2024, "Muon: an optimizer for hidden layers in neural
-    networks", https://kellerjordan.github.io/posts/muon/), in the matrix's own precision."""
+    """The matrix [A, B] with its singular vectors as they are, its singular values drawn to between about 0.7 and 1.2
+    (those under a 700th of its norm stay smaller): five steps of the quintic Newton-Schulz iteration of Jordan et al.
+    (2024, "Muon: an optimizer for hidden layers in neural networks", https://kellerjordan.github.io/posts/muon/), in
+    the matrix's own precision."""
     a, b, c = COEFFICIENTS
     tall = matrix.size(0) > matrix.size(1)
     found = matrix.T if tall else matrix
@@ -32,7 +33,7 @@ def orthogonalised(matrix: Tensor) -> Tensor:
 
 class Muon(torch.optim.Optimizer):
     """Nesterov momentum, orthogonalised, with decoupled weight decay. Takes matrices [A, B] alone; a step is
-    lr * sqrt(max(1, A / B)) long in each singular direction, as in Jordan's."""
+    lr * sqrt(max(1, A / B)) long in each singular direction, as torch's."""
 
     def __init__(self, params: Iterable[Tensor], lr: float, weight_decay: float = 0.0, momentum: float = 0.95) -> None:
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 from scipy.stats import hypergeom
 
 Array = NDArray[np.float64]
+Ints = NDArray[np.int64]
 
 
 class Vitals(NamedTuple):
@@ -68,6 +70,28 @@ def ails(vitals: Vitals, limits: Limits) -> str | None:
     return None
 
 
+def windows(times: Sequence[Ints], converted: Sequence[Array], wanted: int) -> Ints:
+    """How many of each campaign's first impressions are to be compared with as many of its newest, int64[C].
+
+    From the newest impression of all campaigns back in time, each calls in the next of its own campaign's first, as
+    long as these are in its first half, until those that were called in have `wanted` conversions. The one that ends it
+    is left out: it is there because it converted, and with it the rate would be too high (Haldane 1945, Biometrika 33).
+    So the newest of all campaigns are of one time, and how many they are hangs on no conversion of theirs.
+
+    Args:
+      times: int64[N] each, ascending; `converted`: float64[N] each, 0 or 1.
+    """
+    halves = [len(some) // 2 for some in times]
+    owners = np.repeat(np.arange(len(halves)), halves)
+    if not len(owners):
+        return np.zeros(len(halves), np.int64)
+    newest = np.concatenate([some[::-1][:half] for some, half in zip(times, halves, strict=True)])
+    first = np.concatenate([some[:half] for some, half in zip(converted, halves, strict=True)])
+    order = np.argsort(-newest, kind="stable")
+    size = int(np.searchsorted(np.cumsum(first[order]), wanted))
+    return np.bincount(owners[order[:size]], minlength=len(halves))
+
+
 class Response(NamedTuple):
     """What people did to the texts shown, by stratum (campaign and segment): float64[S] each."""
 
@@ -89,11 +113,11 @@ class Conversions(NamedTuple):
 def conversions(before: Response, late: Response) -> Conversions | None:
     """Compare late with before, stratum by stratum, so that a shift of the traffic between them says nothing.
 
-    p is that of the exact test for a common odds ratio of 1 (Mehta, Patel and Gray 1985, Journal of the American
-    Statistical Association 80): given a stratum's clicks and conversions in all, those of late are hypergeometric if
-    nothing has changed, and their sum over the strata has the convolution of these distributions; neither sparse strata
-    nor few conversions bring a bias. The ratios are Mantel's and Haenszel's, for rates (Greenland and Robins 1985,
-    Biometrics 41). None where no stratum can tell, or nothing was clicked or converted before."""
+    p is the exact test's of independence given the strata (Birch 1964, Journal of the Royal Statistical Society B 26):
+    given a stratum's clicks and conversions in all, those of late are hypergeometric if nothing has changed, and their
+    sum over the strata has the convolution of these distributions; neither sparse strata nor few conversions bring a
+    bias. The ratios are Mantel's and Haenszel's risk ratios, for sparse strata (Greenland and Robins 1985, Biometrics
+    41). None where no stratum can tell, or nothing was clicked or converted before."""
     before, late = (Response(*(np.asarray(one, float) for one in some)) for some in (before, late))
     clicks, converted = before.clicked + late.clicked, before.converted + late.converted
     at = (before.clicked > 0) & (late.clicked > 0) & (converted > 0) & (converted < clicks)
@@ -125,6 +149,6 @@ def baits(found: Conversions, most_p: float = 1e-4, least_loss: float = 0.1) -> 
     if found.clicks_of_shown > 1.0 and found.p < most_p and found.of_shown < 1.0 - least_loss:
         return (
             f"clicks are up {found.clicks_of_shown - 1.0:+.0%} and conversions down {found.of_shown - 1.0:+.0%} per "
-            f"impression (that the clicks convert as before has a probability of {found.p:.0e})"
+            f"impression (so few would have a probability of {found.p:.0e} if clicks converted as before)"
         )
     return None

@@ -1,0 +1,344 @@
+"""Bait, clicks up with conversions down: how it is told, and from which records."""
+
+from __future__ import annotations
+
+from functools import partial
+from itertools import combinations
+
+import msgspec
+import numpy as np
+import pytest
+from scipy.stats import fisher_exact
+
+from optimizer.learning.bait import BaitConfig, BaitWatch
+from optimizer.maths.sentinel import Conversions, Response, baits, conversions, windows
+from optimizer.types import Outcome, RewardWeights
+from tests.learning_rig import outcome
+
+
+def response(shown: list[float], clicked: list[float], converted: list[float]) -> Response:
+    return Response(np.array(shown), np.array(clicked), np.array(converted))
+
+
+def test_conversions_are_compared_campaign_by_campaign() -> None:
+    # The traffic moves from a campaign that converts well to one that does not: nothing has become worse in either.
+    before = response([800, 200], [80, 20], [40, 2])
+    late = response([200, 800], [20, 80], [10, 8])
+    found = conversions(before, late)
+    assert found is not None
+    assert found.p > 0.2
+    assert found.of_shown == pytest.approx(1.0)
+    assert found.clicks_of_shown == pytest.approx(1.0)
+    assert baits(found) is None
+
+
+@pytest.mark.parametrize(
+    ("chance", "clicked", "late_clicked"),
+    [
+        ([0.4, 0.1, 0.25], [60, 200, 30], [150, 80, 90]),
+        # Sparse: five clicks a campaign and hardly a conversion.
+        ([0.02] * 40, [5] * 40, [15] * 40),
+    ],
+)
+def test_so_few_conversions_are_as_rare_as_p_says(
+    chance: list[float], clicked: list[int], late_clicked: list[int]
+) -> None:
+    # With equal chances before and late, p is at most 0.05 in a twentieth of the cases, or fewer: counts are whole.
+    rng = np.random.default_rng(1)
+    clicks, late_clicks = np.array(clicked), np.array(late_clicked)
+    found = []
+    for _ in range(2_000):
+        before = Response(clicks * 20.0, clicks.astype(float), rng.binomial(clicks, chance).astype(float))
+        converted = rng.binomial(late_clicks, chance).astype(float)
+        late = Response(late_clicks * 10.0, late_clicks.astype(float), converted)
+        one = conversions(before, late)
+        if one is not None:
+            found.append(one.p)
+    assert len(found) > 1_900
+    for level in (0.05, 0.2, 0.5):
+        assert 0.4 * level < np.mean(np.array(found) <= level) < 1.1 * level + 0.01
+
+
+def test_p_is_the_exact_tests() -> None:
+    # One stratum: Fisher's exact test. Two: every way in which two of them convert is counted.
+    one = conversions(response([50], [10], [6]), response([50], [20], [3]))
+    assert one is not None
+    assert one.p == pytest.approx(fisher_exact(np.array([[3, 17], [6, 4]]), alternative="less").pvalue)
+    two = conversions(response([9, 9], [3, 2], [2, 1]), response([9, 9], [2, 4], [0, 1]))
+    assert two is not None
+    ways = [
+        (len([at for at in first if at < 2]) + len([at for at in second if at < 4]))
+        for first in combinations(range(5), 2)
+        for second in combinations(range(6), 2)
+    ]
+    assert two.p == pytest.approx(np.mean(np.array(ways) <= 1))
+
+
+def test_rates_are_compared_within_their_strata() -> None:
+    found = conversions(response([100, 300], [10, 60], [5, 12]), response([300, 100], [60, 40], [15, 4]))
+    assert found is not None
+    assert found.of_shown == pytest.approx((15 * 0.25 + 4 * 0.75) / (5 * 0.75 + 12 * 0.25))
+    assert found.clicks_of_shown == pytest.approx((60 * 0.25 + 40 * 0.75) / (10 * 0.75 + 60 * 0.25))
+
+
+@pytest.mark.parametrize(
+    ("found", "halts"),
+    [
+        (Conversions(p=1e-6, of_shown=0.6, clicks_of_shown=2.0), True),
+        # More clicks make up for their poorer conversion.
+        (Conversions(p=1e-6, of_shown=1.1, clicks_of_shown=2.2), False),
+        # Clicks fall as well: demand has changed, nobody is baited.
+        (Conversions(p=1e-6, of_shown=0.4, clicks_of_shown=0.8), False),
+        (Conversions(p=1e-3, of_shown=0.6, clicks_of_shown=2.0), False),
+    ],
+)
+def test_bait_is_more_clicks_with_fewer_conversions(found: Conversions, halts: bool) -> None:
+    assert (baits(found) is not None) is halts
+
+
+def test_nothing_is_said_without_conversions() -> None:
+    assert conversions(response([100], [10], [0]), response([100], [10], [5])) is None
+    assert conversions(response([100], [0], [0]), response([100], [10], [5])) is None
+    assert conversions(response([100], [1], [1]), response([100], [1], [1])) is None
+
+
+def test_first_impressions_are_called_in_by_the_newest_of_all_campaigns() -> None:
+    times = [np.array([0, 1, 2, 3, 40, 50]), np.array([10, 11, 60, 61]), np.array([5])]
+    converted = [np.array([1.0, 0, 1, 0, 0, 0]), np.array([0.0, 1, 1, 1]), np.array([1.0])]
+    # Back in time 61, 60, 50, 40, 3 call in, of b 0, 1, of a 1, 0, 1.
+    assert [windows(times, converted, wanted).tolist() for wanted in (1, 2, 3, 4)] == [
+        [0, 1, 0],
+        [0, 2, 0],
+        [2, 2, 0],
+        [3, 2, 0],
+    ]
+    assert windows([], [], 3).tolist() == []
+    assert windows([np.array([1])], [np.array([1.0])], 3).tolist() == [0]
+
+
+def test_which_impressions_are_compared_favours_nobody() -> None:
+    # Nothing changes but that more is clicked: p is under a level as seldom as the level says. It is not where each
+    # campaign is taken up as soon as it has its five conversions: those that have them first have been lucky.
+    rng = np.random.default_rng(3)
+    found = []
+    for _ in range(300):
+        owner = rng.integers(8, size=2_000)
+        clicked = (rng.random(2_000) < np.linspace(0.05, 0.25, 2_000)).astype(float)
+        converted = clicked * (rng.random(2_000) < 0.1)
+        own = [np.flatnonzero(owner == at) for at in range(8)]
+        sizes = windows(own, [converted[some] for some in own], 10)
+        counts = [np.ones(2_000), clicked, converted]
+        parts = [(some[:size], some[len(some) - size :]) for some, size in zip(own, sizes, strict=True)]
+        before, late = (
+            Response(*(np.array([one[some[at]].sum() for some in parts]) for one in counts)) for at in (0, 1)
+        )
+        one = conversions(before, late)
+        if one is not None:
+            found.append(one.p)
+    assert len(found) > 280
+    for level in (0.01, 0.05, 0.2):
+        assert np.mean(np.array(found) <= level) < 1.2 * level + 0.01
+
+
+# -- the watch over records --------------------------------------------------------------------------------------------
+
+NOW = 1_700_000_000_000
+
+
+def shown(
+    number: int,
+    how: tuple[float, float],
+    start: int,
+    *,
+    step_ms: int = 1_000,
+    wait_ms: int = 60_000,
+    campaign_id: str = "c1",
+    segment: str = "all",
+    seed: int = 0,
+    fields: dict[str, object] | None = None,
+) -> list[Outcome]:
+    """What is told of impressions `step_ms` apart from the `start`-th second on: `how` likely people click, half a
+    second later, and then convert, `wait_ms` after that."""
+    rng = np.random.default_rng([seed, start])
+    told = []
+    for at in range(number):
+        ts = NOW + 1_000 * start + step_ms * at
+        clicked = bool(rng.random() < how[0])
+        name = f"{campaign_id}.{segment}.{ts}"
+        told_of = partial(outcome, name, impression_ts=ts, click=clicked, click_ts=ts + 500, campaign_id=campaign_id)
+        revisions = [told_of(as_of=ts + 500)]
+        if clicked and rng.random() < how[1]:
+            revisions.append(told_of(revision=2, as_of=ts + 500 + wait_ms, conversions=1))
+        for one in revisions:
+            drawn = msgspec.structs.replace(one.decision, context={"segment": segment}, **(fields or {}))
+            told.append(msgspec.structs.replace(one, decision=drawn))
+    return told
+
+
+def watched(*told: list[Outcome], config: BaitConfig | None = None) -> BaitWatch:
+    """A watch that was told of all this, in the order of time."""
+    watch = BaitWatch(config or BaitConfig())
+    tell(watch, *told)
+    return watch
+
+
+def tell(watch: BaitWatch, *told: list[Outcome]) -> None:
+    for one in sorted((one for some in told for one in some), key=lambda one: one.as_of):
+        watch.note(one)
+
+
+GOOD, BAIT = (0.2, 0.5), (0.5, 0.02)
+
+
+def test_bait_is_seen_in_the_records_and_forgiven_where_an_operator_goes_on() -> None:
+    watch = watched(shown(600, GOOD, start=0))
+    assert watch.look() is None
+    tell(watch, shown(700, BAIT, start=600))
+    found = watch.look()
+    assert found is not None
+    assert "clicks are up" in found.why
+    # What is compared began after the change, so what was published before it is good.
+    assert found.since_ms >= NOW + 600_000
+    watch.begin_at()
+    assert watch.look() is None
+    tell(watch, shown(700, BAIT, start=1_400))
+    assert watch.look() is None  # That is how it is now.
+
+
+def test_a_resumption_from_before_a_restart_is_heeded() -> None:
+    watch = BaitWatch(BaitConfig())
+    watch.begin_at(NOW + 650_000)
+    tell(watch, shown(600, GOOD, start=0), shown(700, BAIT, start=600))
+    assert watch.look() is None
+
+
+def test_after_a_resumption_the_first_impressions_stay_those_after_it() -> None:
+    # It gets worse bit by bit, and many more come than are held.
+    watch = watched(shown(600, GOOD, start=0), config=BaitConfig(kept=400))
+    watch.begin_at()
+    for at in range(6):
+        chance = (0.2 + 0.1 * at, 0.5 * 0.5**at)
+        tell(watch, shown(500, chance, start=700 + 500 * at))
+    found = watch.look()
+    assert found is not None
+
+
+def test_a_campaign_that_comes_later_is_watched_too() -> None:
+    watch = watched(shown(2_000, GOOD, start=0), shown(600, GOOD, start=2_000, campaign_id="later"))
+    assert watch.look() is None
+    tell(watch, shown(600, (0.8, 0.0), start=2_600, campaign_id="later"))
+    assert watch.look() is not None
+
+
+def test_campaigns_that_have_ended_do_not_hide_bait_in_those_that_run() -> None:
+    ended = [shown(1_500, GOOD, start=0, campaign_id=f"ended{at}") for at in range(10)]
+    runs = [
+        shown(number, how, start=start, campaign_id=f"runs{at}")
+        for at in range(2)
+        for number, how, start in ((1_000, GOOD, 500), (1_000, BAIT, 2_000))
+    ]
+    assert watched(*ended, *runs).look() is not None
+
+
+def test_a_campaign_of_long_ago_does_not_date_the_bait() -> None:
+    day = 86_400
+    told = [
+        shown(40, GOOD, start=0, campaign_id="old"),
+        shown(200, GOOD, start=30 * day),
+        shown(260, BAIT, start=31 * day),
+    ]
+    found = watched(*told).look()
+    assert found is not None
+    assert found.since_ms >= NOW + 1_000 * 30 * day
+
+
+def test_many_small_campaigns_are_watched_together() -> None:
+    told = [
+        shown(6, how, start=start + at, campaign_id=f"c{at}", step_ms=100_000)
+        for how, start in ((GOOD, 0), (BAIT, 10_000))
+        for at in range(300)
+    ]
+    assert watched(*told).look() is not None
+
+
+def test_a_campaign_busier_than_what_is_held_is_watched() -> None:
+    # Conversions come after ten minutes, in which more is shown than may be held.
+    config = BaitConfig(kept=300)
+    clean = watched(shown(3_000, GOOD, start=0, wait_ms=600_000), config=config)
+    for start in range(3_000, 9_000, 500):
+        assert clean.look() is None
+        tell(clean, shown(500, (0.3, 0.5), start=start, wait_ms=600_000))
+    baited = watched(shown(3_000, GOOD, start=0, wait_ms=600_000), config=config)
+    seen = []
+    for start in range(3_000, 9_000, 500):
+        seen.append(baited.look() is not None)
+        tell(baited, shown(500, BAIT, start=start, wait_ms=600_000))
+    assert not seen[0]
+    assert baited.look() is not None
+
+
+def test_clicks_that_have_not_had_their_time_to_convert_are_not_counted() -> None:
+    hour = 3_600_000
+    watch = watched(shown(2_000, GOOD, start=0, wait_ms=hour), shown(1_500, (0.5, 0.0), start=4_050))
+    # By now nobody who saw the last 1,500 can have converted.
+    assert watch.now_ms < NOW + 4_050_000 + hour
+    assert watch.look() is None
+
+
+def test_few_conversions_are_enough() -> None:
+    # 5 % clicked, a tenth of them converting; then half clicked, none converting.
+    watch = watched(shown(7_000, (0.05, 0.1), start=0), shown(8_000, (0.3, 0.0), start=7_000))
+    assert watch.look() is not None
+
+
+def test_bait_is_seen_before_the_first_impressions_are_over() -> None:
+    watch = watched(shown(240, GOOD, start=0), shown(600, BAIT, start=240))
+    assert watch.look() is not None
+
+
+def test_segments_that_click_more_and_seldom_convert_are_no_bait() -> None:
+    # Nothing changes in either segment, but later hardly anybody is of the one that converts.
+    told = [
+        shown(number, how, start, step_ms=step_ms, segment=name)
+        for name, how, numbers in (
+            ("keen", (0.2, 0.6), (1_800, 200)),
+            ("idle", (0.4, 0.02), (200, 3_800)),
+        )
+        for number, start in zip(numbers, (0, 4_000), strict=True)
+        for step_ms in (4_000_000 // number,)
+    ]
+    assert watched(*told).look() is None
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_nothing_is_said_where_nothing_is_wrong(seed: int) -> None:
+    # Texts get better: more clicks, each worth what it was. Looked at after every 100 impressions.
+    watch = BaitWatch(BaitConfig())
+    for at in range(20):
+        for name in ("a", "b", "c"):
+            tell(watch, shown(100, (0.05 + 0.015 * at, 0.1), start=100 * at, campaign_id=name, seed=seed))
+        assert watch.look() is None
+
+
+@pytest.mark.parametrize(
+    "fields", [{"reward": RewardWeights(click=1.0, conversion=5.0)}, {"source": "control"}], ids=["paid", "control"]
+)
+def test_who_pays_for_conversions_and_controls_are_left_out(fields: dict[str, object]) -> None:
+    watch = watched(shown(600, GOOD, start=0, fields=fields), shown(700, BAIT, start=600, fields=fields))
+    assert watch.look() is None
+
+
+def test_what_was_let_go_does_not_come_back_with_its_close() -> None:
+    config = BaitConfig(kept=500)
+    watch = watched(shown(2_000, GOOD, start=0), config=config)
+    late = NOW + 86_400_000
+    for at in range(500, 1_500):
+        # The close says all that is known: among the rest a click and its conversion.
+        ts = NOW + 1_000 * at
+        watch.note(
+            outcome(
+                f"c1.all.{ts}", 2, impression_ts=ts, click=True, click_ts=ts, conversions=1, as_of=late, closed=True
+            )
+        )
+    tell(watch, shown(700, BAIT, start=90_000))
+    assert watch.look() is not None
