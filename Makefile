@@ -20,7 +20,7 @@ ARGS ?=
 # 1: the demo's four roles as processes of their own over a broker of their own; HOST:PORT: over that broker.
 KAFKA ?=
 
-.PHONY: bench-worlds bench-sparse bench-drift bench-cold bench-delay bench-proxy bench-clean test-faults test-fault-series bench-stream bench-learning bench-ablations bench-staleness bench-update bench-freshness help setup demo up replay kafka kafka-stop test lint type check bench lock clean
+.PHONY: bench-bait bench-worlds bench-sparse bench-drift bench-cold bench-delay bench-proxy bench-clean test-faults test-fault-series bench-stream bench-learning bench-ablations bench-staleness bench-update bench-freshness help setup demo up replay kafka kafka-stop test lint type check bench lock clean
 
 help: ## this list
 	@echo 'Adloop: ad copy that learns from its clicks.'
@@ -112,6 +112,9 @@ bench-proxy: $(READY) ## does learning halt before bait does harm
 
 bench-clean: $(READY) ## does it halt where nothing is wrong
 	@exec $(RUN)/python -m simulators.experiments clean $(ARGS)
+
+bench-bait: $(READY) ## what the watch for bait sees in made-up traffic of which the truth is known
+	@exec $(RUN)/python -m bench.bait $(ARGS)
 
 bench-ablations: $(READY) ## what each part of learning is worth, taken out one at a time (half an hour)
 	@exec $(RUN)/python -m bench.ablations $(ARGS)
