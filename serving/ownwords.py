@@ -25,6 +25,8 @@ _AGAINST = re.compile(
     r"|no to|we don't do|never settle for|life(?: is|'s) too short for|(?:i'm|i am|we're|we are) done with"
     rf"|(?<!why )not|hardly|barely|no longer|instead of|other than|less) (?:the |a |your |our )?{_IT}"
     rf"|(?:^|[.!?\u2026] )(?:who needs|move over,?) {_IT}|\bsome say {_IT}\. we say\b|\bdear {_IT}: it's not us"
+    rf"|(?:^|[.!?\u2026] )(?:skip|leave|drop|dump|quit|lose|ignore) (?:the |a |your |our )?{_IT}"
+    r"(?: (?:behind|at home|alone))?(?:[.!\u2026]|$)"
     rf"|{_IT}(?:\? no,? (?:thanks|thank you)| had a good run)|\bwe tried {_IT}\. we prefer"
     rf"|{_IT}(?:,| is| was| are)? (?:(?:so|very|really|just|simply|quite|a bit|rather) )?"
     r"(?:terrible|awful|bad|worse|worst|boring|disappointing|useless|overpriced|ugly|broken|a mistake|a scam|a lie|fake"
