@@ -18,6 +18,8 @@ _FOR_FREE = re.compile(r"\bfor\s$", re.IGNORECASE)
 _AMOUNT = re.compile(r"[^\w\s]?\s*\d|[A-Z]{2,3}[\s$]?\d")
 
 _IT = rf"{OWN}[a-z]\b"
+_NAME = rf"{OWN}[ab]\b"
+"""The product's name or its brand: `own_words` numbers them first."""
 _AGAINST = re.compile(
     r"\b(?:say no to|goodbye,?|so long,|break up with|forget|no more|away with|avoid|ditch|refuse|reject|boycott|hate"
     r"|don't (?:buy|try|choose|trust|bother with|get|use|want|need)|never (?:buy|try|choose|trust|get|use)"
@@ -25,7 +27,7 @@ _AGAINST = re.compile(
     r"|no to|we don't do|never settle for|life(?: is|'s) too short for|(?:i'm|i am|we're|we are) done with"
     rf"|(?<!why )not|hardly|barely|no longer|instead of|other than|less) (?:the |a |your |our )?{_IT}"
     rf"|(?:^|[.!?\u2026] )(?:who needs|move over,?) {_IT}|\bsome say {_IT}\. we say\b|\bdear {_IT}: it's not us"
-    rf"|(?:^|[.!?\u2026] )(?:skip|leave|drop|dump|quit|lose|ignore) (?:the |a |your |our )?{_IT}"
+    rf"|(?:^|[.!?\u2026] )(?:skip|leave|drop|dump|quit|lose|ignore) (?:the |a |your |our )?{_NAME}"
     r"(?: (?:behind|at home|alone))?(?:[.!\u2026]|$)"
     rf"|{_IT}(?:\? no,? (?:thanks|thank you)| had a good run)|\bwe tried {_IT}\. we prefer"
     rf"|{_IT}(?:,| is| was| are)? (?:(?:so|very|really|just|simply|quite|a bit|rather) )?"

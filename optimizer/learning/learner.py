@@ -135,6 +135,8 @@ class Learner:
         return len(records)
 
     def _take(self, outcome: Outcome) -> None:
+        # First: were the conversions of a deleted campaign left out, but not its clicks, these would look like bait.
+        self.sentinel.note_outcome(outcome)
         decision = outcome.decision
         campaign = self._campaigns.rows.get(f"{decision.tenant}/{decision.campaign_id}")
         slots = self._shelf.slots(campaign, outcome) if campaign is not None else None
@@ -142,7 +144,6 @@ class Learner:
             # A deleted campaign, or a text that is no longer held: nothing can be learnt from it.
             self.unused_outcomes += 1
             return
-        self.sentinel.note_outcome(outcome)
         if self.critic.add(outcome, campaign, slots):
             if not self._waiting:
                 self._waiting_since_ms = self._clock.now_ms()

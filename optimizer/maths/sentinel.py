@@ -70,7 +70,7 @@ def ails(vitals: Vitals, limits: Limits) -> str | None:
     return None
 
 
-def windows(times: Sequence[Ints], converted: Sequence[Array], wanted: int) -> Ints:
+def windows(times: Sequence[Ints], converted: Sequence[Array], most: Sequence[int], wanted: int) -> Ints:
     """How many of each campaign's first impressions are to be compared with as many of its newest, int64[C].
 
     From the newest impression of all campaigns back in time, each calls in the next of its own campaign's first, as
@@ -80,8 +80,9 @@ def windows(times: Sequence[Ints], converted: Sequence[Array], wanted: int) -> I
 
     Args:
       times: int64[N] each, ascending; `converted`: float64[N] each, 0 or 1.
+      most: int each, how many of the newest are of late.
     """
-    halves = [len(some) // 2 for some in times]
+    halves = [min(len(some) // 2, own) for some, own in zip(times, most, strict=True)]
     owners = np.repeat(np.arange(len(halves)), halves)
     if not len(owners):
         return np.zeros(len(halves), np.int64)

@@ -106,14 +106,15 @@ def test_first_impressions_are_called_in_by_the_newest_of_all_campaigns() -> Non
     times = [np.array([0, 1, 2, 3, 40, 50]), np.array([10, 11, 60, 61]), np.array([5])]
     converted = [np.array([1.0, 0, 1, 0, 0, 0]), np.array([0.0, 1, 1, 1]), np.array([1.0])]
     # Back in time 61, 60, 50, 40, 3 call in, of b 0, 1, of a 1, 0, 1.
-    assert [windows(times, converted, wanted).tolist() for wanted in (1, 2, 3, 4)] == [
+    assert [windows(times, converted, [9, 9, 9], wanted).tolist() for wanted in (1, 2, 3, 4)] == [
         [0, 1, 0],
         [0, 2, 0],
         [2, 2, 0],
         [3, 2, 0],
     ]
-    assert windows([], [], 3).tolist() == []
-    assert windows([np.array([1])], [np.array([1.0])], 3).tolist() == [0]
+    assert windows(times, converted, [1, 9, 9], 4).tolist() == [1, 2, 0]
+    assert windows([], [], [], 3).tolist() == []
+    assert windows([np.array([1])], [np.array([1.0])], [1], 3).tolist() == [0]
 
 
 def test_which_impressions_are_compared_favours_nobody() -> None:
@@ -126,7 +127,7 @@ def test_which_impressions_are_compared_favours_nobody() -> None:
         clicked = (rng.random(2_000) < np.linspace(0.05, 0.25, 2_000)).astype(float)
         converted = clicked * (rng.random(2_000) < 0.1)
         own = [np.flatnonzero(owner == at) for at in range(8)]
-        sizes = windows(own, [converted[some] for some in own], 10)
+        sizes = windows(own, [converted[some] for some in own], [2_000] * 8, 10)
         counts = [np.ones(2_000), clicked, converted]
         parts = [(some[:size], some[len(some) - size :]) for some, size in zip(own, sizes, strict=True)]
         before, late = (
@@ -275,6 +276,93 @@ def test_a_campaign_busier_than_what_is_held_is_watched() -> None:
         tell(baited, shown(500, BAIT, start=start, wait_ms=600_000))
     assert not seen[0]
     assert baited.look() is not None
+
+
+def test_a_busy_hour_and_what_is_told_late_do_not_blind_it() -> None:
+    config = BaitConfig(kept=300)
+    told = [
+        shown(3_000, GOOD, 0, wait_ms=600_000),
+        shown(40_000, GOOD, 3_000, step_ms=25, wait_ms=600_000),  # a thousand seconds
+        shown(4_000, GOOD, 4_000, wait_ms=600_000),
+        shown(4_000, BAIT, 8_000, wait_ms=600_000),
+    ]
+    watch = watched(*told, config=config)
+    assert watch.look() is not None
+
+
+@pytest.mark.parametrize("count", [2, 7])
+def test_it_does_not_matter_which_partition_is_read_first(count: int) -> None:
+    told = [*shown(600, GOOD, 0), *shown(700, BAIT, 600)]
+    in_turn, by_partition = watched(told), BaitWatch(BaitConfig())
+    for part in range(count):
+        tell(by_partition, [one for one in told if one.impression_ts // 1_000 % count == part])
+    found, other = in_turn.look(), by_partition.look()
+    assert found is not None
+    assert other is not None
+    assert other.since_ms >= NOW + 600_000
+
+
+def test_many_campaigns_that_have_ended_take_nothing_from_one_that_runs() -> None:
+    ended = [shown(2, GOOD, 2 * at, campaign_id=f"ended{at}") for at in range(1_000)]
+    config = BaitConfig(kept_in_all=4_000)
+    watch = watched(*ended, shown(700, GOOD, 2_500), shown(700, BAIT, 3_200), config=config)
+    assert watch.look() is not None
+    # As many as all may hold, of the campaigns that have the most.
+    tell(watch, *(shown(1_000, GOOD, 5_000, campaign_id=f"more{at}") for at in range(4)))
+    watch.look()
+    assert 2_000 < len(watch) <= 4_000
+    # A week later nobody remembers the ended ones.
+    tell(watch, shown(10, GOOD, 9 * 86_400))
+    watch.look()
+    assert len(watch) == 10
+
+
+def test_a_campaign_that_pauses_for_long_begins_anew() -> None:
+    watch = watched(shown(600, GOOD, 0), shown(700, BAIT, 8 * 86_400), shown(700, BAIT, 8 * 86_400 + 700))
+    assert watch.look() is None
+
+
+def test_a_campaign_with_few_impressions_a_day_does_not_date_the_bait() -> None:
+    day = 86_400
+    slow = shown(60 * 24, GOOD, 0, step_ms=3_600_000, campaign_id="slow")
+    found = watched(slow, shown(600, GOOD, 59 * day), shown(900, BAIT, 59 * day + 600)).look()
+    assert found is not None
+    assert found.since_ms >= NOW + 1_000 * 52 * day
+
+
+def test_another_campaigns_slow_conversions_do_not_hold_it_up() -> None:
+    day = 86_400
+    slow = shown(2_000, GOOD, 0, wait_ms=5_000 * day, campaign_id="slow")
+    found = watched(slow, shown(4_000, GOOD, 14 * day), shown(4_000, BAIT, 15 * day), config=BaitConfig(delays=200))
+    assert found.look() is not None
+
+
+def test_conversions_are_dated_by_the_first_that_is_heard_of_them() -> None:
+    good = shown(600, GOOD, 0)
+    closes = [
+        msgspec.structs.replace(one, revision=3, state="closed", as_of=NOW + 2_000_000) for one in good if one.click_ts
+    ]
+    last = {one.decision_id: one for one in closes}
+    watch = watched(good, shown(700, BAIT, 600), list(last.values()))
+    assert watch.look() is not None
+
+
+def test_late_conversions_of_old_count_no_more_than_those_that_are_still_to_come() -> None:
+    # Every seventh comes after a day: of the first impressions all have come, of the newest none yet.
+    config = BaitConfig(conversions=2_000)
+
+    def some(start: int, click: float) -> list[Outcome]:
+        told = shown(12_000, (click, 0.5), start, step_ms=100)
+        late = {one.decision_id for at, one in enumerate(told) if one.revision == 2 and at % 7 == 0}
+        return [
+            msgspec.structs.replace(one, as_of=one.as_of + 86_400_000)
+            if one.revision == 2 and one.decision_id in late
+            else one
+            for one in told
+        ]
+
+    newest = [one for one in some(200_000, 0.44) if one.as_of < NOW + 202_000_000]
+    assert watched(some(0, 0.4), newest, config=config).look() is None
 
 
 def test_clicks_that_have_not_had_their_time_to_convert_are_not_counted() -> None:
