@@ -325,7 +325,7 @@ def test_a_campaign_that_pauses_for_long_begins_anew() -> None:
 def test_a_campaign_with_few_impressions_a_day_does_not_date_the_bait() -> None:
     day = 86_400
     slow = shown(60 * 24, (0.2, 0.0), 0, step_ms=3_600_000, campaign_id="slow")
-    found = watched(slow, shown(200, GOOD, 59 * day), shown(700, BAIT, 59 * day + 200)).look()
+    found = watched(slow, shown(260, GOOD, 59 * day), shown(700, BAIT, 59 * day + 260)).look()
     assert found is not None
     assert found.since_ms >= NOW + 1_000 * 52 * day
 
