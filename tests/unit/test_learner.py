@@ -307,6 +307,8 @@ def test_what_nothing_can_be_learnt_from_is_counted(tiny_loop: Loop) -> None:
     assert learner.step()
     assert learner.unused_outcomes == 3
     assert learner.increments == 0
+    # The watch for bait takes them all the same: were late conversions left out, the clicks before them would be bait.
+    assert len(learner.sentinel.bait) == 2
 
 
 def test_controls_teach_the_critic_but_not_the_policy(tiny_loop: Loop) -> None:
