@@ -16,6 +16,7 @@ from statistics import median
 from typing import Any
 
 import numpy as np
+from scipy.special import expit, logit
 
 from optimizer.learning.sentinel import Sentinel, SentinelConfig
 from optimizer.types import Attribution, Components, Decision, Outcome, RewardWeights
@@ -68,7 +69,7 @@ def play(traffic: Traffic, seed: int, impressions: int) -> int | None:
     segments = rng.dirichlet(np.full(SEGMENTS, 12.0), traffic.campaigns)
     converts = rng.uniform(*traffic.converts, SEGMENTS)
     gains = rng.normal(size=(traffic.campaigns, SEGMENTS)) * traffic.apart
-    first, last = (_logit(rate) for rate in traffic.clicked)
+    first, last = (float(logit(rate)) for rate in traffic.clicked)
     sentinel, later, order = Sentinel(SentinelConfig()), list[tuple[int, int, Outcome]](), count()
     for at in range(impressions):
         now = at * INTERVAL_MS
@@ -77,17 +78,17 @@ def play(traffic: Traffic, seed: int, impressions: int) -> int | None:
         clicking, converting, baiting = rng.random(3).tolist()
         slow, slower = rng.normal(size=2).tolist()
         click = first + (last - first + float(gains[campaign, segment])) * min(1.0, 2 * at / impressions)
-        convert = _logit(float(converts[segment]))
+        convert = float(logit(converts[segment]))
         if traffic.baited is not None and baiting < (at - traffic.baited[0]) / (traffic.baited[1] - traffic.baited[0]):
             click, convert = click + LURE, convert + LET_DOWN
-        clicked = clicking < _chance(click)
+        clicked = clicking < expit(click)
         click_ts = now + min(1_500_000, round(20_000 * math.exp(1.1 * slow)))
         generation = at // traffic.lives if traffic.lives else 0
         tell = partial(_outcome, f"d{at}", f"c{generation}.{campaign}", f"s{segment}", now)
         told = [tell(1, now, None, 0)]
         if clicked:
             told.append(tell(2, click_ts, click_ts, 0))
-            if converting < _chance(convert):
+            if converting < expit(convert):
                 as_of = click_ts + min(120 * int(HOUR), round(traffic.median_ms * math.exp(slower)))
                 told.append(tell(3, as_of, click_ts, 1))
         for one in told:
@@ -115,14 +116,6 @@ def _outcome(
     )  # fmt: skip
     components = Components(int(click_ts is not None), conversions)
     return Outcome(name, revision, "open", as_of, shown, click_ts, components, 0.0, [], decision)
-
-
-def _logit(chance: float) -> float:
-    return math.log(chance / (1.0 - chance))
-
-
-def _chance(log_odds: float) -> float:
-    return 1.0 / (1.0 + math.exp(-log_odds))
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:

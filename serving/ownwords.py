@@ -77,11 +77,13 @@ def own_words(campaign: Campaign) -> OwnWords:
     """The campaign's, ready to be looked for."""
     product = campaign.product
     facts = map(plain_fact, product.facts)  # as `fill` writes them
-    own = [words for words in (product.name, product.brand, product.price, *facts) if words.strip()]
+    # Numbered by their place, so that the first two are always name and brand.
+    named = list(enumerate((product.name, product.brand, product.price, *facts)))
+    own = [words for _, words in named if words.strip()]
     longest_first = sorted(own, key=len, reverse=True)
     pattern = re.compile(rf"(?<!\w)(?:{'|'.join(map(re.escape, longest_first))})(?!\w)", re.IGNORECASE)
     controls = [text for control in campaign.controls for text in control.values()]
-    numbers = {words.lower(): number for number, words in enumerate(own)}
+    numbers = {words.lower(): number for number, words in named if words.strip()}
     return OwnWords(campaign, pattern, numbers, folded("\n".join([*own, *controls])))
 
 

@@ -209,6 +209,14 @@ def test_each_rule_refuses(text: str, reason: str) -> None:
     assert judged(text) == reason
 
 
+@pytest.mark.parametrize("brand", ["Halden", ""])
+def test_what_is_said_against_names_is_not_heard_in_prices_and_facts(brand: str) -> None:
+    shoe = Campaign("c1", Product("Trail Runner 3", brand, "running shoes", "free", ("relaxed",)), SHOE.controls)
+    assert judged("Arrive tired. Leave relaxed.", shoe) is None
+    assert judged("Walk in curious. Leave free.", shoe) != "against"
+    assert judged("Skip the Trail Runner 3.", shoe) == "against"
+
+
 def test_slots_must_be_the_campaigns_own() -> None:
     two = Campaign("c2", SHOE.product, ({},), slots=(Slot("headline", 80), Slot("cta", 20)))
     assert GATE.check(two, {"headline": "Run the river path."}) == "slots"
