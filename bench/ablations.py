@@ -97,7 +97,7 @@ def run_one(run: Run, folder: Path, report: Report) -> Score:
     from simulators.adloop_agent import AdloopAgent
 
     one_thread()
-    world: Any = load_world(run.world, run.seed)
+    world: Any = load_world(run.world, run.seed, run.impressions)
     config = CONFIGS[run.name](LearnerConfig(critic=CriticConfig(seed=run.seed)))
     generator = GeneratorConfig()
     if "archive" in run.name:

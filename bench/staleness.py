@@ -80,7 +80,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--seed", type=int, default=201, help="default: 201")
     options = parser.parse_args(argv)
     begun = time.perf_counter()
-    world: Any = load_world(options.world, options.seed)
+    world: Any = load_world(options.world, options.seed, options.impressions)
     with tempfile.TemporaryDirectory() as folder, Bars() as bars:
         make_tiny_model(bars)
         agent = AdloopAgent(world.campaigns(), Path(folder), options.seed)

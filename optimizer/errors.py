@@ -31,6 +31,10 @@ class BadInput(AdloopError):
         self.errors = errors
         super().__init__("; ".join(error.sentence() for error in errors))
 
+    def __reduce__(self) -> tuple[type[BadInput], tuple[FieldError, ...]]:
+        # By default an exception is made anew from its text: one from a worker process would break on the way.
+        return type(self), self.errors
+
 
 class ConfigError(AdloopError):
     """Configuration that start-up refuses; the text names the key and the fix."""

@@ -56,7 +56,7 @@ def drawn(rng: random.Random, name: str, cb_type: str) -> VowpalConfig:
 
 def rate(config: VowpalConfig, world_name: str, seed: int, pools: Texts, impressions: int) -> float:
     """Mean reward of one run, by the world's truth."""
-    world = load_world(world_name, seed)
+    world = load_world(world_name, seed, impressions)
     places = Places(world.campaigns())
     with closing(VowpalContender(config, places, pools, Payout(places.campaigns), seed)) as player:
         return float(play(player, world, impressions, INCREMENT).rewards.mean())
@@ -78,7 +78,8 @@ def main() -> int:
     pools: dict[int, Texts] = {}
     for seed in seeds:
         with tempfile.TemporaryDirectory() as folder:
-            pools[seed] = write_pools_job(PoolJob(options.world, seed, None), Path(folder), lambda done, of: None)
+            job = PoolJob(options.world, seed, options.impressions, None)
+            pools[seed] = write_pools_job(job, Path(folder), lambda done, of: None)
     for name in options.only.split(","):
         for cb_type in ("mtr",) if name == "squarecb" else ("mtr", "dr"):
             _search(name, cb_type, options, pools)

@@ -24,6 +24,10 @@ class Problem(AdloopError):
         self.headers = dict(headers or {})
         super().__init__(detail)
 
+    def __reduce__(self) -> tuple[type[Problem], tuple[object, ...]]:
+        # As BadInput's: all of it crosses a process border.
+        return type(self), (self.status, self.detail, self.errors, self.headers)
+
     def body(self) -> bytes:
         """The JSON of contracts section 1."""
         return msgspec.json.encode(

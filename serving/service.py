@@ -145,7 +145,7 @@ class AdService:
                 raise ValueError("generate_many serves no fresh samples; call generate")
             campaign = self.get_campaign(tenant, request.campaign_id)
             at = (request.campaign_id, msgspec.json.encode(request.context, order="sorted"))
-            context = _checked_context(campaign, request.context)
+            context = checked_context(campaign, request.context)
             if at not in arms:
                 arms[at] = self._arms(campaign, context)
             decisions, answer = self._decide(campaign, context, request.count, *arms[at])
@@ -156,7 +156,7 @@ class AdService:
 
     def _generate(self, tenant: str, request: GenerateIn, cancelled: Callable[[], bool]) -> GenerateOut:
         campaign = self.get_campaign(tenant, request.campaign_id)
-        context = _checked_context(campaign, request.context)
+        context = checked_context(campaign, request.context)
         if request.fresh:
             control, learned = self._fresh_arms(campaign, context, cancelled)
         else:
@@ -280,7 +280,7 @@ class AdService:
         return {"campaigns": campaigns}
 
 
-def _checked_context(campaign: Campaign, context: Mapping[str, Scalar]) -> dict[str, Scalar]:
+def checked_context(campaign: Campaign, context: Mapping[str, Scalar]) -> dict[str, Scalar]:
     """The context with its segment filled in first. Raises BadInput."""
     segment = context.get("segment", campaign.segments[0])
     if segment not in campaign.segments:

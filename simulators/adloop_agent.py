@@ -3,24 +3,37 @@ caller moves."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from optimizer.errors import BadInput
 from optimizer.learning.config import LearnerConfig
 from optimizer.learning.critic import CriticConfig
-from optimizer.learning.run import open_learning
+from optimizer.learning.policy import LanguagePolicy
+from optimizer.learning.run import Learning, open_learning
+from optimizer.types import Campaign
 from serving.drawing import EPSILON
 from serving.generator import Generator, GeneratorConfig
 from serving.guardrails import Gate
-from simulators.loop import Loop
+from simulators.loop import TENANT, Loop, within
+
+
+def check_prompts(policy: LanguagePolicy, campaigns: Iterable[Campaign]) -> None:
+    """Raises BadInput for a campaign whose prompt the model has no room for, as serving would at PUT."""
+    for campaign in campaigns:
+        error = Learning.prompt_limit(policy.codec, policy.max_prompt_tokens, campaign)
+        if error is not None:
+            with within(f"campaigns[{campaign.campaign_id!r}]"):
+                raise BadInput(error)
 
 
 @dataclass(frozen=True)
 class Figures:
-    """Where learning stands: `kl` nats per sequence to the reference, texts `sampled` and how many of them the gate
-    `rejected` by reason, the live `version`, why learning has `halted` by itself (empty where it has not)."""
+    """Where learning stands: `kl` nats per sequence from the live version to the reference, texts `sampled` and how
+    many of them the gate `rejected` by reason, the live `version`, why learning has `halted` by itself (empty where it
+    has not)."""
 
     kl: float
     kl_budget: float
@@ -58,11 +71,23 @@ class AdloopAgent(Loop):
     ) -> None:
         learning = open_learning(folder, model, progress)
         gate = Gate()
-        super().__init__(campaigns, folder, seed, load_critic=learning.load_critic, gate=gate.check, epsilon=epsilon)
+        super().__init__(
+            campaigns,
+            folder,
+            seed,
+            load_critic=learning.load_critic,
+            gate=gate.check,
+            epsilon=epsilon,
+        )
         config = learner or LearnerConfig(critic=CriticConfig(seed=seed))
         self.learner = learning.learner(self.log, self.clock, config)
         self.generator = Generator(self.log, learning.store, learning.base, self.clock, gate.check, seed, generator)
         self.attach(self.learner, self.generator)
+        try:
+            check_prompts(self.generator.policy, self.views.campaigns(TENANT))
+        except BadInput:
+            self.close()
+            raise
         self.fill_pools()
 
     def fill_pools(self) -> None:
@@ -73,9 +98,10 @@ class AdloopAgent(Loop):
 
     def figures(self) -> Figures:
         """Where learning stands."""
-        last, live = self.learner.last, self.views.live()
+        live = self.views.live()
         return Figures(
-            kl=0.0 if last is None else last.kl,
+            # Of the version that is live: after a halt the last increment's is of weights that were taken back.
+            kl=0.0 if live is None else float(live.evidence.get("kl") or 0.0),
             kl_budget=self.learner.config.kl_budget,
             increments=self.learner.increments,
             sampled=self.generator.sampled,

@@ -26,10 +26,11 @@ from simulators.results import CompareCurve, CompareRow
 from simulators.settings import NAMES, SETTINGS, lacking
 from simulators.summary import beside_ours, summary
 from simulators.workers import one_thread, run_jobs
-from simulators.worlds import World, load_world
+from simulators.worlds import World
 
 if TYPE_CHECKING:
     from simulators.contenders import Contender
+    from simulators.guest import Guest
     from simulators.places import Texts
 
 INCREMENT = 128
@@ -67,6 +68,7 @@ class PoolJob:
 
     world: str
     seed: int
+    impressions: int
     model: str | None
 
 
@@ -117,25 +119,23 @@ def run_job(job: Job, folder: Path, report: Report) -> Run:
     """Play one job in an empty folder."""
     # Imported here: it brings torch.
     from simulators.contenders import Start, contender
+    from simulators.guest import guest
 
     one_thread()
-    world = load_world(job.world, job.seed)
-    truth = getattr(world, "true_rate", world.click_rate)
-    start = Start(world.campaigns(), job.pools, folder / "data", job.seed, job.model, truth)
+    world = guest(job.world, job.seed, job.impressions)
+    start = Start(world.campaigns(), job.pools, folder / "data", job.seed, job.model, world.true_rate)
     with closing(contender(job.name, start)) as player:
         begun = time.perf_counter()
         shown = play(player, world, job.impressions, job.increment, report)
         seconds = time.perf_counter() - begun
-        row = _row(job, world, shown, player.kl(), seconds)
+        row = _row(job, world, shown, player, seconds)
     return Run(row, CompareCurve(job.name, job.seed, _curve(shown.click_rates)))
 
 
-def _row(job: Job, world: World, shown: Shown, kl: float, seconds: float) -> CompareRow:
+def _row(job: Job, world: Guest, shown: Shown, player: Contender, seconds: float) -> CompareRow:
     tenth = max(1, job.impressions // 10)
-    mean_ctr, oracle_ctr = float(shown.click_rates.mean()), float(world.oracle_rate())
-    mean_reward = float(shown.rewards.mean())
-    told: Callable[[], float] | None = getattr(world, "oracle_reward", None)
-    oracle_reward = None if told is None else float(told())
+    mean_ctr, oracle_ctr = float(shown.click_rates.mean()), world.oracle_rate()
+    mean_reward, oracle_reward = float(shown.rewards.mean()), world.oracle_reward()
     return CompareRow(
         name=job.name,
         seed=job.seed,
@@ -143,7 +143,7 @@ def _row(job: Job, world: World, shown: Shown, kl: float, seconds: float) -> Com
         last_tenth_ctr=float(shown.click_rates[-tenth:].mean()),
         oracle_ctr=oracle_ctr,
         mean_reward=mean_reward,
-        kl=kl,
+        kl=player.kl(),
         valid_share=float(shown.valid.mean()),
         distinct_texts=len(shown.texts),
         seconds=round(seconds, 2),
@@ -151,29 +151,40 @@ def _row(job: Job, world: World, shown: Shown, kl: float, seconds: float) -> Com
         last_tenth_reward=float(shown.rewards[-tenth:].mean()),
         oracle_reward=oracle_reward,
         share_of_reward=None if oracle_reward is None or oracle_reward <= 0.0 else mean_reward / oracle_reward,
+        halted=player.halted or None,
     )
 
 
 def write_pools_job(job: PoolJob, folder: Path, report: Report) -> Texts:
     """The fixed pools that all bandits of one seed share, in an empty folder."""
+    from simulators.guest import guest
     from simulators.places import write_pools
 
     one_thread()
-    texts = write_pools(load_world(job.world, job.seed).campaigns(), folder / "data", job.seed, job.model)
+    world = guest(job.world, job.seed, job.impressions)
+    texts = write_pools(world.campaigns(), folder / "data", job.seed, job.model)
     report(1, 1)
     return texts
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
     """The comparison's figures (contracts section 5)."""
+    from simulators.guest import guest
+
     names, skipped = _able(options.only)
+    # What can be known to fail fails now, not after minutes.
+    guest(options.world, options.first_seed, options.impressions).campaigns()
+    if options.report is not None:
+        options.report.parent.mkdir(parents=True, exist_ok=True)
+        with options.report.open("ab"):
+            pass
     seeds = range(options.first_seed, options.first_seed + options.seeds)
     with Bars() as bars:
         if options.model is None and set(names) - {"control"}:
             make_tiny_model(bars)
         pools: dict[int, Texts] = {seed: {} for seed in seeds}
         if any(SETTINGS[name].size for name in names):
-            writing = [PoolJob(options.world, seed, options.model) for seed in seeds]
+            writing = [PoolJob(options.world, seed, options.impressions, options.model) for seed in seeds]
             written = run_jobs(write_pools_job, writing, options.processes, bars.bar("pools"))
             pools = dict(zip(seeds, written, strict=True))
         jobs = [
@@ -224,8 +235,9 @@ def show(figures: Mapping[str, Any]) -> str:
     console = Console(width=150)
     with console.capture() as capture:
         console.print(table)
-    skipped = [f"skipped: {entry['name']}: {entry['why']}" for entry in figures["skipped"]]
-    return "\n".join([capture.get().rstrip(), *skipped])
+    notes = [f"skipped: {entry['name']}: {entry['why']}" for entry in figures["skipped"]]
+    notes += [f"halted: {row['name']}, seed {row['seed']}: {row['halted']}" for row in figures["rows"] if row["halted"]]
+    return "\n".join([capture.get().rstrip(), *notes])
 
 
 def _cell(measured: Mapping[str, float | None], digits: int) -> str:

@@ -99,7 +99,7 @@ def _runs(rows: Sequence[CompareRow]) -> str:
     head = ("Policy", "Clicks per 1,000", "Last tenth", "Oracle", "Reward", "KL", "Well-formed", "Texts", "Time")
     body = [
         (
-            f"{row.name}, seed {row.seed}",
+            f"{row.name}, seed {row.seed}" + (" (halted)" if row.halted else ""),
             *(numbers.per_thousand(rate) for rate in (row.mean_ctr, row.last_tenth_ctr, row.oracle_ctr)),
             numbers.decimal(row.mean_reward, 4),
             numbers.decimal(row.kl),

@@ -20,6 +20,7 @@ from simulators.payout import Payout
 from simulators.peers import UCB1, Peer, ThompsonSampling, Uniform
 from simulators.places import Places, Slots, Texts, first_of
 from simulators.settings import GRPO, REINFORCE_LEARNING_RATE, SETTINGS
+from simulators.streams import BANDIT_STREAM
 
 if TYPE_CHECKING:
     from simulators.adloop_agent import AdloopAgent
@@ -32,7 +33,8 @@ Truth = Callable[[str, dict[str, Any], dict[str, str]], float]
 
 class Contender(Protocol):
     """One policy in one world. Calls come as serve, feed, serve, feed, ... with `advance` before each arrival and
-    `increment` at fixed numbers of impressions. `kl` is in nats per sequence, 0 for who has no language model."""
+    `increment` at fixed numbers of impressions. `kl` is in nats per sequence, 0 for who has no language model;
+    `halted` says why it has stopped learning, empty where it has not."""
 
     def serve(self, campaign_id: str, context: Mapping[str, Scalar]) -> Slots: ...
 
@@ -43,6 +45,9 @@ class Contender(Protocol):
     def increment(self) -> None: ...
 
     def kl(self) -> float: ...
+
+    @property
+    def halted(self) -> str: ...
 
     def close(self) -> None: ...
 
@@ -86,12 +91,18 @@ class AdloopContender:
     def kl(self) -> float:
         return self._agent.figures().kl
 
+    @property
+    def halted(self) -> str:
+        return self._agent.learner.halted
+
     def close(self) -> None:
         self._agent.close()
 
 
 class Timeless:
     """What those share who learn from every impression at once, and hold neither a language model nor a file."""
+
+    halted = ""
 
     def advance(self, elapsed_ms: int) -> None:
         """Time means nothing to it."""
@@ -121,7 +132,7 @@ class BanditContender(Timeless):
         self._rows = {place: row for row, place in enumerate(texts)}
         self._texts = list(texts.values())
         self._peer: Peer = peer(np.array([len(some) for some in self._texts], dtype=np.int64))
-        self._rng = np.random.default_rng([seed, 2])
+        self._rng = np.random.default_rng([BANDIT_STREAM, seed])
         self._row = np.zeros(1, dtype=np.int64)
         self._arm = np.zeros((1, 1), dtype=np.int64)
         self._campaign_id = ""

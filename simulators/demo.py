@@ -25,7 +25,7 @@ from rich.console import Console
 from optimizer.clock import SystemClock
 from optimizer.errors import AdloopError, ConfigError
 from simulators.ad_client import AdClient, Unreachable
-from simulators.command import positive
+from simulators.command import positive, whole
 from simulators.pace import Monitor, Pace
 from simulators.report import DemoResult, write_report
 from simulators.roles import check_empty, running_roles
@@ -272,7 +272,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m simulators demo",
         description="Serve ads to a simulated market over HTTP and learn from its clicks.",
     )
-    parser.add_argument("--seed", type=int, default=1, help="of the market: its people and their taste (default: 1)")
+    parser.add_argument("--seed", type=whole, default=1, help="of the market: its people and their taste (default: 1)")
     parser.add_argument("--impressions", type=positive, default=IMPRESSIONS, metavar="N", help="default: %(default)s")
     parser.add_argument(
         "--json", action="store_true", help="print one JSON object as the last line; the rest on stderr"

@@ -22,9 +22,11 @@ from optimizer.learning.prompt import Prompt, build_prompt, fill
 from optimizer.types import Scalar
 from serving.generator import GeneratorConfig
 from serving.guardrails import Gate
+from simulators.adloop_agent import check_prompts
 from simulators.loop import Reaction
 from simulators.payout import Payout
 from simulators.places import Place, Places, Slots
+from simulators.streams import LANGUAGE_STREAM
 
 PLACES_AT_ONCE = 32
 TEXTS_AT_ONCE = 6
@@ -51,14 +53,18 @@ class Trainer(Protocol):
 
 
 class LanguageContender:
-    """A language model and its trainer as a contender (simulators/contenders.py)."""
+    """A language model and its trainer as a contender (simulators/contenders.py). Raises BadInput for a campaign whose
+    prompt the model has no room for."""
+
+    halted = ""
 
     def __init__(self, policy: LanguagePolicy, trainer: Trainer, places: Places, payout: Payout, seed: int) -> None:
         self._policy, self._trainer, self._places, self._payout = policy, trainer, places, payout
         self._gate = Gate()
         self._torch = torch.Generator(device=policy.device).manual_seed(seed)
-        self._rng = np.random.default_rng([seed, 7])
+        self._rng = np.random.default_rng([LANGUAGE_STREAM, seed])
         self._prompts = {place: build_prompt(places.campaigns[place[0]], place[1]) for place in places.all()}
+        check_prompts(policy, places.campaigns.values())
         self._ready: dict[Place, deque[tuple[Sample, Slots]]] = defaultdict(deque)
         self._wanted: dict[Place, int] = defaultdict(int)
         # Rounds of sampling that gave a place no text it may show, since the model changed last.
@@ -140,7 +146,7 @@ class Reinforce:
         self._policy = policy
         self._parameters = list(policy.trainable().values())
         self._optimizer = torch.optim.Adam(self._parameters, lr=learning_rate)
-        self._kl = 0.0
+        self._last: Sequence[Told] = ()
 
     def update(self, told: Sequence[Told]) -> None:
         """One step on a batch."""
@@ -149,12 +155,17 @@ class Reinforce:
         self._optimizer.zero_grad(set_to_none=True)
         scored = self._policy.score([one.prompt for one in told], [one.sample.token_ids for one in told], DECODE)
         (-(advantages * scored.log_prob).mean()).backward()  # type: ignore[no-untyped-call]
-        self._kl = float(scored.kl.detach().mean())
+        self._last = told
         if np.isfinite(float(torch.nn.utils.clip_grad_norm_(self._parameters, 1.0))):
             self._optimizer.step()
 
     def kl(self) -> float:
-        return self._kl
+        """After the last step, on the texts that it was taken on."""
+        if not self._last:
+            return 0.0
+        with torch.no_grad():
+            texts = [one.sample.token_ids for one in self._last]
+            return float(self._policy.score([one.prompt for one in self._last], texts, DECODE).kl.mean())
 
 
 def open_policy(folder: Path, model: str | None) -> LanguagePolicy:

@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import hashlib
 import heapq
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
 from optimizer.clock import ManualClock
-from optimizer.errors import AdloopError
+from optimizer.errors import AdloopError, BadInput
 from optimizer.learning.view import CriticView
 from optimizer.store import PolicyStore
 from optimizer.stream.joiner import Joiner
@@ -30,6 +31,7 @@ from serving.schemas import CampaignIn, GenerateIn, Variant
 from serving.service import AdService
 from serving.views import CriticLoader, TextCheck, Views
 from serving.wire import convert
+from simulators.streams import SERVICE_STREAM
 
 TENANT = "default"
 START_MS = 1_767_225_600_000  # 2026-01-01: any moment will do, as long as it is always the same
@@ -52,6 +54,15 @@ class Shown:
     context: Mapping[str, Scalar]
     variant: Variant
     ts: int
+
+
+@contextmanager
+def within(where: str) -> Iterator[None]:
+    """What is refused inside names `where` it stands: a body's field alone does not say of which campaign."""
+    try:
+        yield
+    except BadInput as error:
+        raise BadInput(*(replace(one, field=f"{where}.{one.field}") for one in error.errors)) from error
 
 
 def critic_loader(store: PolicyStore) -> CriticLoader:
@@ -94,7 +105,7 @@ class Loop:
         self.keys = TokenKeys({"simulation": hashlib.sha256(f"adloop simulation {seed}".encode()).digest()})
         self.views = Views(self.log, load_critic, gate, follow_outcomes=False)
         self.service = AdService(
-            self.log, self.clock, np.random.default_rng([seed, 1]), self.keys, self.views, epsilon=epsilon
+            self.log, self.clock, np.random.default_rng([SERVICE_STREAM, seed]), self.keys, self.views, epsilon=epsilon
         )
         self.joiner = Joiner(self.log, folder / "joiner", self.keys, self.clock, grace_ms=grace_ms, durable=False)
         self._roles: list[Role] = []
@@ -102,7 +113,8 @@ class Loop:
         self._posted = 0
         self.too_late = 0
         for campaign_id, body in campaigns.items():
-            self.service.put_campaign(TENANT, campaign_id, convert(dict(body), CampaignIn))
+            with within(f"campaigns[{campaign_id!r}]"):
+                self.service.put_campaign(TENANT, campaign_id, convert(dict(body), CampaignIn))
 
     def attach(self, *roles: Role) -> None:
         """Roles that `increment` steps after the joiner, in this order."""

@@ -4,6 +4,7 @@ captured."""
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import sys
 import time
@@ -266,7 +267,7 @@ def _groups(text: str) -> int | None:
 def _week(text: str) -> int:
     if text == "first":
         return 0
-    week = int(text)
+    week = int(text) if text.isascii() and text.isdigit() and len(text) == 6 else 0
     if not (2000 <= week // 100 <= 2100 and 0 <= week % 100 <= 53):
         raise argparse.ArgumentTypeError(f"got {text}, expected YYYYWW, a year and its week, or the word first")
     return week
@@ -275,7 +276,10 @@ def _week(text: str) -> int:
 def _variance(text: str) -> float | None:
     if text == "estimate":
         return None
-    value = float(text)
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
     if not 0.0 <= value <= 10.0:
         raise argparse.ArgumentTypeError(f"got {text}, expected 0 to 10, or the word estimate")
     return value

@@ -94,9 +94,9 @@ class DemoResult:
 class CompareRow:
     """One policy's run under one seed: the row of `python -m simulators compare` (contracts section 5).
 
-    `kl` and `valid_share` are None for a policy that writes no texts of its own. `share_of_oracle` is mean over oracle
-    click rate, None where the oracle's is 0; `oracle_reward` and `share_of_reward` likewise of the expected reward,
-    None where the world does not tell it."""
+    `kl` is 0 for a policy that writes no texts of its own. `share_of_oracle` is mean over oracle click rate, None where
+    the oracle's is 0; `oracle_reward` and `share_of_reward` likewise of the expected reward, None where the world does
+    not tell it. `halted` says why Adloop's sentinel ended learning, None where it did not."""
 
     name: str
     seed: int
@@ -104,14 +104,15 @@ class CompareRow:
     last_tenth_ctr: float
     oracle_ctr: float
     mean_reward: float
-    kl: float | None
-    valid_share: float | None
+    kl: float
+    valid_share: float
     distinct_texts: int
     seconds: float
     share_of_oracle: float | None = None
     last_tenth_reward: float | None = None
     oracle_reward: float | None = None
     share_of_reward: float | None = None
+    halted: str | None = None
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Who may play in a comparison, and the settings of those that have any. How they were found: docs/learning.md."""
+"""Who may play in a comparison, and the settings of those that have any. What was tried: docs/decisions.md."""
 
 from __future__ import annotations
 
@@ -95,5 +95,5 @@ def lacking(name: str) -> str | None:
     """Why that contender can't play here; None where it can."""
     extra = SETTINGS[name].extra
     if extra and find_spec(extra) is None:
-        return f"the package {extra} is not installed: pip install adloop[peers]"
+        return f"the package {extra} is not installed: run make setup, or pip install -e '.[peers]' in a checkout"
     return None

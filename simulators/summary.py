@@ -38,19 +38,19 @@ def summary(rows: Sequence[CompareRow]) -> list[dict[str, Any]]:
 def beside_ours(rows: Sequence[CompareRow]) -> list[dict[str, Any]]:
     """Adloop over each other policy, seed by seed: for each of `RATIOS` {mean, low, high, least, ahead}.
 
-    `least` is the smallest ratio of a seed, `ahead` in how many seeds it is above 1. Seeds in which the other earned
-    nothing are left out."""
+    `least` is the smallest ratio of a seed; seeds in which the other earned nothing, or either lost, have none. `ahead`
+    counts the seeds in which Adloop earned more, of all `seeds` that both played."""
     named = by_name(rows)
     ours = {run.seed: run for run in named.get(OURS, ())}
     entries = []
     for name, runs in named.items():
         if name == OURS or not ours:
             continue
-        entry: dict[str, Any] = {"name": name}
+        entry: dict[str, Any] = {"name": name, "seeds": sum(run.seed in ours for run in runs)}
         for measure in RATIOS:
             pairs = [(getattr(ours[run.seed], measure), getattr(run, measure)) for run in runs if run.seed in ours]
-            ratios = [mine / theirs for mine, theirs in pairs if theirs > 0.0]
-            ahead = sum(ratio > 1.0 for ratio in ratios)
+            ratios = [mine / theirs for mine, theirs in pairs if theirs > 0.0 and mine >= 0.0]
+            ahead = sum(mine > theirs for mine, theirs in pairs)
             entry[measure] = interval(ratios) | {"least": min(ratios, default=None), "ahead": ahead}
         entries.append(entry)
     return entries

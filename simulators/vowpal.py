@@ -2,7 +2,7 @@
 
 Bietti, Agarwal, Langford 2021, "A Contextual Bandit Bake-off" (epsilon, bag, softmax); Foster, Rakhlin 2020, arXiv
 2002.04926 (squarecb). One learner for all campaigns and segments, so that it may carry over what it learns from one
-text and place to another. How the settings were found: docs/learning.md.
+text and place to another. The settings are in settings.py; what was tried, in docs/decisions.md.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from simulators.loop import Reaction
 from simulators.payout import Payout
 from simulators.places import Places, Slots, Texts
 from simulators.settings import VowpalConfig
+from simulators.streams import VOWPAL_STREAM
 
 _TOKEN = re.compile(r"[^\W_]+", re.UNICODE)
 _RESERVED = str.maketrans({" ": "_", ":": "_", "|": "_", "\n": "_", "\t": "_", "\r": "_"})
@@ -28,6 +29,8 @@ _RESERVED = str.maketrans({" ": "_", ":": "_", "|": "_", "\n": "_", "\t": "_", "
 class VowpalContender:
     """Vowpal Wabbit as a contender (simulators/contenders.py). Needs the `peers` extra."""
 
+    halted = ""
+
     def __init__(self, config: VowpalConfig, places: Places, texts: Texts, payout: Payout, seed: int) -> None:
         # Imported here: an extra, which need not be installed.
         from vowpalwabbit import Workspace
@@ -35,7 +38,7 @@ class VowpalContender:
         self._vw: Any = Workspace(config.arguments(seed))
         self._places, self._payout, self._described_by = places, payout, config.texts
         self.offer(texts)
-        self._rng = np.random.default_rng([seed, 5])
+        self._rng = np.random.default_rng([VOWPAL_STREAM, seed])
         self._campaign_id, self._chosen, self._probability = "", 0, 1.0
         self._examples: list[Any] = []
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import multiprocessing
+import pickle
 import signal
 import tempfile
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from functools import partial
@@ -68,6 +69,9 @@ def _spread(
             pool.submit(_in_worker, work, number, job, folder)
             for number, (job, folder) in enumerate(zip(jobs, folders, strict=True))
         ]
+        # Not in their order: a job that fails at once must not wait for those before it.
+        for future in wait(futures, return_when=FIRST_EXCEPTION).done:
+            future.result()
         results = [future.result() for future in futures]
     except BrokenProcessPool as error:
         raise AdloopError("a worker process died, expected it to finish; there may be too little memory") from error
@@ -111,7 +115,21 @@ def _start(queue: Any) -> None:
 
 
 def _in_worker(work: Callable[[Job, Path, Report], Result], number: int, job: Job, folder: Path) -> Result:
-    return _work(work, job, folder, lambda done, of: _Worker.queue.put((number, done, of)))
+    try:
+        return _work(work, job, folder, lambda done, of: _Worker.queue.put((number, done, of)))
+    except Exception as error:
+        if _crosses(error):
+            raise
+        # The parent could not read it, and would take the pool for broken.
+        raise AdloopError(f"{type(error).__name__}: {error}") from error
+
+
+def _crosses(error: Exception) -> bool:
+    """Whether an exception can be told to another process."""
+    try:
+        return type(pickle.loads(pickle.dumps(error))) is type(error)
+    except Exception:  # noqa: BLE001 - whatever goes wrong on the way, it does not get there
+        return False
 
 
 def _work(work: Callable[[Job, Path, Report], Result], job: Job, folder: Path, report: Report) -> Result:

@@ -177,7 +177,7 @@ def make_client(config: KafkaConfig) -> Client:
         return KafkaPython(config)
     if not confluent_installed():
         raise ConfigError(
-            "client: got confluent, expected an installed client; run: pip install 'adloop[fast]', or leave it out"
+            "client: got confluent, expected an installed client; run: pip install confluent-kafka, or leave it out"
         )
     from optimizer.stream.kafka_confluent import Confluent
 

@@ -115,10 +115,7 @@ def run_trial(trial: Trial, folder: Path, report: Report) -> Trace:
     from simulators.places import Places
 
     one_thread()
-    world: Any = load_world(trial.world, trial.seed)
-    if hasattr(world, "impressions"):
-        # Worlds that need to know the run's length (docs/worlds.md).
-        world.impressions = trial.impressions
+    world: Any = load_world(trial.world, trial.seed, trial.impressions)
     bodies: dict[str, dict[str, Any]] = world.campaigns()
     paid = Payout(Places(bodies).campaigns).of
     begun = time.perf_counter()

@@ -20,8 +20,7 @@ KEPT = 8
 
 
 class Ours(AdloopContender):
-    """Adloop as it is. `control`: whether the text shown last came from the controls. `halted`: why the sentinel has
-    halted learning, empty where it has not."""
+    """Adloop as it is. `control`: whether the text shown last came from the controls."""
 
     def __init__(self, agent: AdloopAgent) -> None:
         super().__init__(agent)
@@ -30,10 +29,6 @@ class Ours(AdloopContender):
     @property
     def control(self) -> bool:
         return self._shown is not None and self._shown.variant.source == "control"
-
-    @property
-    def halted(self) -> str:
-        return self.agent.figures().halted
 
 
 class AtOnce(Ours):

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import importlib
+import os
+import sys
+import traceback
 from collections.abc import Mapping
 from typing import Any, Protocol, cast
 
 from optimizer.errors import ConfigError
+from simulators.worlds.length import OfLength
 
 # The worlds that have a short name: where each is, imported when it is asked for.
 WORLDS = {
@@ -26,7 +30,8 @@ class World(Protocol):
     """A simulated market. Only `arrive` and `respond` change its state; the same seed and calls give the same people.
 
     `interval_ms` is the simulated time from one arrival to the next. Worlds may also have `true_rate(campaign_id,
-    context, slots)` and `oracle_reward()`: the expected reward, where it is more than clicks.
+    context, slots)` and `oracle_reward()`: the expected reward, where it is more than clicks. One that has to know how
+    long its run is derives from `OfLength`.
     """
 
     interval_ms: int
@@ -60,14 +65,40 @@ class World(Protocol):
         ...
 
 
-def load_world(name: str, seed: int, known: Mapping[str, str] = WORLDS) -> World:
-    """The world of that short name, or of `package.module:Class`, begun with `seed`. Raises ConfigError."""
+MUST_HAVE = ("interval_ms", "campaigns", "arrive", "respond", "click_rate", "valid", "oracle_rate")
+
+
+def load_world(name: str, seed: int, impressions: int | None = None, known: Mapping[str, str] = WORLDS) -> World:
+    """The world of that short name, or of `package.module:Class` (also in the working directory), begun with `seed`
+    for a run of that many impressions. Raises ConfigError."""
     place = known.get(name, name)
     module_name, _, class_name = place.partition(":")
-    if not class_name:
+    if not module_name or module_name.startswith(".") or not class_name:
         raise ConfigError(f"world: got {name!r}, expected one of {', '.join(sorted(known))} or package.module:Class")
+    if name not in known and not {"", os.getcwd()} & set(sys.path):
+        # `python -m` looks there by itself; the installed command does not.
+        sys.path.insert(0, os.getcwd())
     try:
         kind = getattr(importlib.import_module(module_name), class_name)
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(f"world: {place!r} cannot be loaded ({error}); check the module and the class") from error
-    return cast(World, kind(seed))
+        if impressions is not None and isinstance(kind, type) and issubclass(kind, OfLength):
+            kind = kind.lasting(impressions)
+        world = kind(seed)
+    except (Exception, SystemExit) as error:
+        raise ConfigError(
+            f"world: {place!r} cannot be begun with seed {seed}: {blame(error, module_name)}; expected a module on "
+            "Python's path and in it a class that takes a seed; check both names and what they do at the start"
+        ) from error
+    lacking = [member for member in MUST_HAVE if not hasattr(world, member)]
+    if lacking:
+        raise ConfigError(f"world: {place!r} has no {', '.join(lacking)}, which every World has; add what is missing")
+    return cast(World, world)
+
+
+def blame(error: BaseException, module: str) -> str:
+    """An exception of somebody else's code in a sentence, with the last line of that module on the way to it: deeper
+    down are libraries that cannot help it."""
+    path = os.path.join(*module.split("."))
+    files = (f"{path}.py", os.path.join(path, "__init__.py"))
+    own = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename.endswith(files)]
+    where = "".join(f" ({os.path.basename(frame.filename)}, line {frame.lineno})" for frame in own[-1:])
+    return f"{type(error).__name__}: {error}{where}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from simulators.worlds.catalogue import Item, shipped
+from simulators.worlds.length import OfLength
 from simulators.worlds.phrases import Phrases
 
 FIRST = (
@@ -24,13 +25,12 @@ FIRST = (
 SECOND = ("Lane", "Works", "House", "Peak")
 
 
-class Cold(Phrases):
+class Cold(OfLength, Phrases):
     """A World: every `begins_each` arrivals a new campaign begins, and has a fourth of the next four times as many.
     `together` are there at any time. They sell eight kinds of goods under other names; most of what people like, they
-    like in all campaigns, so what one campaign taught helps the next. All campaigns are told from the start."""
+    like in all campaigns, so what one campaign taught helps the next. All campaigns are told from the start; how many
+    there are follows from the run's length."""
 
-    impressions = 20_480
-    """The run's length, in arrivals: how many campaigns there are, and what the oracle's mean is over."""
     begins_each = 512
     together = 4
     segments = ("commuters", "parents")

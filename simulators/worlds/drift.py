@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
+from simulators.worlds.length import OfLength
 from simulators.worlds.phrases import Phrases
 
 
-class Drift(Phrases):
+class Drift(OfLength, Phrases):
     """A World: after `impressions` // 2 arrivals commuters like what parents liked until then, and the other way round;
     students and explorers likewise. Their shares, hours and devices stay theirs. Only a tenth of a taste is shared by
     all, so that what was learnt is worth little afterwards."""
 
-    impressions = 20_480
-    """The run's length, in arrivals. It tells when preferences swap and what the oracle's mean is over; a subclass, or
-    whoever begins a world, sets another before the first arrival."""
     kinship = (0.10, 0.60, 0.30)
 
     def swapped(self) -> bool:

@@ -8,18 +8,17 @@ from typing import Any
 import numpy as np
 
 from simulators.worlds.language import tokens
+from simulators.worlds.length import OfLength
 from simulators.worlds.market import Events
 from simulators.worlds.people import Place
 from simulators.worlds.phrases import Phrases
 
 
-class Fatigue(Phrases):
+class Fatigue(OfLength, Phrases):
     """A World: each showing of a text to a segment of a campaign adds 1 to its wear there, which halves in `half_life`
     arrivals; a text of wear w loses `depth` x (1 - exp(-w / `patience`)) in log-odds. Capitals and marks do not make a
     text another one. Controls are worn already and stay as they are."""
 
-    impressions = 20_480
-    """The run's length, in arrivals: what the oracle's mean is over."""
     half_life = 3_000.0
     depth = 2.0
     patience = 40.0

@@ -5,23 +5,29 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import closing
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from optimizer.errors import BadInput
+from optimizer.learning.sentinel import Halt
 from optimizer.stream.log import whole
 from optimizer.types import Scalar
 from simulators.adloop_agent import AdloopAgent
 from simulators.cli import main
-from simulators.compare import Job, play, run_job
+from simulators.compare import Job, _row, play, run_job, show
 from simulators.contenders import AdloopContender, BanditContender, BestContender, Start, contender
+from simulators.guest import Guest
 from simulators.loop import START_MS, TENANT, Loop, Reaction
 from simulators.payout import Payout
 from simulators.peers import ThompsonSampling
 from simulators.places import Places, Texts, write_pools
+from simulators.report import write_compare_report
 from simulators.settings import NAMES, SETTINGS
+from simulators.summary import summary
 from simulators.worlds import load_world
 
 GOOD, PLAIN, CONTROL = "Good boots", "Plain boots", "Boots"
@@ -75,6 +81,8 @@ class Vowels:
 
 class Scripted:
     """Shows texts in turn and writes down what it was told."""
+
+    halted = ""
 
     def __init__(self, texts: Sequence[str]) -> None:
         self.texts = texts
@@ -186,6 +194,39 @@ def test_the_agent_turns_impressions_into_versions(tmp_path: Path, model: str) -
         joined = agent.joiner.counts
         assert joined["decisions"] == 128
     assert len(shown.texts) > 2
+
+
+def test_a_halt_is_told_in_the_row_with_the_kl_of_the_version_that_is_live(
+    tmp_path: Path, model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = Guest(Vowels(1), "vowels")
+    with closing(AdloopAgent(world.campaigns(), tmp_path, 1, model=model)) as agent:
+        player = AdloopContender(agent)
+        play(player, world, 64, increment=64)
+        good = agent.figures()
+        assert (good.halted, player.halted) == ("", "")
+        halt = Halt("it looks ill", agent.clock.now_ms() + 1)
+        monkeypatch.setattr(agent.learner.sentinel, "judge", lambda vitals, now_ms: halt)
+        shown = play(player, world, 64, increment=64)
+        assert agent.learner.trainer is not None
+        assert agent.learner.trainer.last is not None
+        assert agent.figures().version == good.version
+        assert player.kl() == good.kl != agent.learner.trainer.last.kl
+        row = _row(Job("adloop", WORLD, 1, 64, 64, model, {}), world, shown, player, 1.0)
+    assert (row.halted, row.kl) == ("it looks ill", good.kl)
+    figures = {"world": "w", "impressions": 64, "rows": [asdict(row)], "summary": summary([row]), "skipped": []}
+    assert "halted: adloop, seed 1: it looks ill" in show(figures)
+    write_compare_report([row], [], tmp_path / "r.html", [])
+    assert "adloop, seed 1 (halted)" in (tmp_path / "r.html").read_text()
+
+
+def test_a_prompt_that_is_too_long_for_the_model_is_refused_for_all(tmp_path: Path, model: str) -> None:
+    body = Vowels(1).campaigns()["boots"]
+    long = {"long": body | {"product": {"name": "Boots", "facts": [f"fact {number} " * 40 for number in range(8)]}}}
+    for name in ("adloop", "reinforce"):
+        begin = Start({"boots": body, **long}, {}, tmp_path / name, 1, model, Vowels(1).true_rate)
+        with pytest.raises(BadInput, match=r"campaigns\['long'\].product: got a prompt of \d+ tokens, expected"):
+            contender(name, begin)
 
 
 def test_the_same_seed_gives_the_same_run(tmp_path: Path, model: str) -> None:

@@ -150,7 +150,7 @@ def test_a_kl_over_its_budget_is_called_so(tmp_path: Path) -> None:
 def test_a_comparison_ranks_by_mean_rate_and_averages_seeds(tmp_path: Path) -> None:
     rows = [
         CompareRow(name, seed, 0.05 + gain / 2, 0.05 + gain + seed / 100, 0.3, 0.06, kl, valid, 12, 30.0)
-        for name, gain, kl, valid in (("uniform", 0.0, None, None), ("adloop", 0.1, 6.0, 0.99))
+        for name, gain, kl, valid in (("uniform", 0.0, 0.0, 1.0), ("adloop", 0.1, 6.0, 0.99))
         for seed in (1, 2)
     ]
     curves = [

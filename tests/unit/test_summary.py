@@ -33,5 +33,6 @@ def test_ratios_are_of_the_same_seed() -> None:
     assert entry["mean_ctr"]["mean"] == pytest.approx((4.0 + 0.5) / 2)
     assert (entry["mean_ctr"]["least"], entry["mean_ctr"]["ahead"]) == (pytest.approx(0.5), 1)
     nothing = beside_ours([row("adloop", 1, 0.4), row("silent", 1, 0.0)])[0]
-    assert nothing["mean_ctr"] == {"mean": None, "low": None, "high": None, "least": None, "ahead": 0}
+    assert nothing["mean_ctr"] == {"mean": None, "low": None, "high": None, "least": None, "ahead": 1}
+    assert nothing["seeds"] == 1
     assert beside_ours([row("vw", 1, 0.1)]) == []

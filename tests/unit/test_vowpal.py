@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import closing
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from simulators.compare import play
@@ -25,10 +26,12 @@ def player(config: VowpalConfig, seed: int = 1) -> VowpalContender:
 
 @pytest.mark.parametrize("name", EXPLORATIONS)
 def test_each_exploration_learns_which_text_a_segment_likes(name: str) -> None:
-    with closing(player(EXPLORATIONS[name])) as contender:
-        shown = play(contender, Vowels(3), 4000, increment=128)
-    # The best texts earn 0.3, the mean of the pool is 0.09.
-    assert shown.click_rates[-500:].mean() > 0.2
+    late = []
+    for seed in (1, 2, 3):
+        with closing(player(EXPLORATIONS[name], seed)) as contender:
+            late.append(play(contender, Vowels(seed), 4000, increment=128).click_rates[-500:].mean())
+    # The best texts earn 0.3, the mean of the pool is 0.09. One run may still be at half of it.
+    assert np.mean(late) > 0.2
 
 
 def test_the_same_seed_chooses_the_same_texts() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,21 @@ def fail(job: int, folder: Path, report: Report) -> int:
     raise AdloopError(f"job {job} can't be done")
 
 
+class Picky(Exception):
+    def __init__(self, what: str, why: str) -> None:
+        super().__init__(f"{what}: {why}")
+
+
+def fail_pickily(job: int, folder: Path, report: Report) -> int:
+    raise Picky("job", f"{job} is no good")
+
+
+def fail_beside_a_slow_one(job: int, folder: Path, report: Report) -> int:
+    if job == 0:
+        time.sleep(600)
+    raise AdloopError(f"job {job} can't be done")
+
+
 def die(job: int, folder: Path, report: Report) -> int:
     os._exit(9)
 
@@ -40,6 +56,16 @@ def test_results_come_in_order_and_progress_adds_up(processes: int) -> None:
 def test_a_jobs_error_is_the_callers(processes: int) -> None:
     with pytest.raises(AdloopError, match="can't be done"):
         run_jobs(fail, [1, 2], processes, lambda done, of: None)
+
+
+def test_an_error_that_cannot_leave_its_process_is_told_all_the_same() -> None:
+    with pytest.raises(AdloopError, match="Picky: job: 1 is no good"):
+        run_jobs(fail_pickily, [1, 1], 2, lambda done, of: None)
+
+
+def test_a_job_that_fails_does_not_wait_for_those_before_it() -> None:
+    with pytest.raises(AdloopError, match="job 1 can't be done"):
+        run_jobs(fail_beside_a_slow_one, [0, 1], 2, lambda done, of: None)
 
 
 def test_a_dead_worker_is_an_error_not_a_hang() -> None:

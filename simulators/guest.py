@@ -1,0 +1,171 @@
+"""A world as a comparison plays it: what it says is checked for every policy alike and made plain Python, and what it
+does wrong is told in a sentence with its name. Worlds are written by others (contracts section 6)."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NoReturn
+
+import numpy as np
+
+from optimizer.errors import AdloopError
+from optimizer.stream.admission import MAX_VALUE
+from optimizer.types import Campaign
+from serving.campaigns import campaign_from
+from serving.schemas import CampaignIn, CampaignPath, GenerateIn
+from serving.service import checked_context
+from serving.wire import convert, refuse_overflow, shown
+from simulators.loop import TENANT, Reaction, within
+from simulators.worlds import World, blame, load_world
+
+MEND = "mend the world"
+MOST = {"click": math.inf, "conversion": MAX_VALUE, "rating": 1.0}
+"""What people do, and the largest value that it may have."""
+ROUNDING = 1e-9
+"""A rate may be a sum of parts: so much beside 0 and 1 is forgiven."""
+
+
+class Guest:
+    """A World around another one. Every method raises AdloopError, or BadInput for a campaign or request that serving
+    would refuse, where the world raises or what it gives is not what the contract says."""
+
+    def __init__(self, world: World, name: str) -> None:
+        """`name`: what errors call it."""
+        self.name = name
+        self._world = world
+        self._arrived = 0
+        self._campaigns: dict[str, Campaign] = {}
+        interval = plain(world.interval_ms)
+        if not _is_number(interval) or interval != int(interval) or interval < 0:
+            self._wrong("interval_ms", interval, "a whole number of milliseconds from 0")
+        self.interval_ms = int(interval)
+        self._truth: Callable[..., Any] | None = getattr(world, "true_rate", None)
+
+    def campaigns(self) -> dict[str, dict[str, Any]]:
+        """The bodies, each of which serving takes."""
+        bodies = plain(self._ask("campaigns", self._world.campaigns))
+        if not isinstance(bodies, dict) or not bodies:
+            self._wrong("campaigns", bodies, "a dict of campaign_id -> body with one campaign or more")
+        for campaign_id, body in bodies.items():
+            with within(f"world {self.name}: campaigns[{campaign_id!r}]"):
+                convert({"campaign_id": campaign_id}, CampaignPath)
+                refuse_overflow(body)
+                self._campaigns[campaign_id] = campaign_from(TENANT, campaign_id, convert(body, CampaignIn))
+        return bodies
+
+    def arrive(self) -> tuple[str, dict[str, Any]]:
+        """The next request, for a campaign and segment that there is."""
+        if not self._campaigns:
+            self.campaigns()
+        came = plain(self._ask("arrive", self._world.arrive))
+        self._arrived += 1
+        if not isinstance(came, list) or len(came) != 2:
+            self._wrong("arrive", came, "(campaign_id, context)")
+        campaign_id, context = came
+        if not isinstance(campaign_id, str) or campaign_id not in self._campaigns:
+            self._wrong("arrive", campaign_id, f"a campaign_id of {', '.join(list(self._campaigns)[:8])}")
+        with within(f"world {self.name}: arrive{self._when()}"):
+            refuse_overflow({"context": context})
+            request = convert({"campaign_id": campaign_id, "context": context}, GenerateIn)
+            checked_context(self._campaigns[campaign_id], request.context)
+        return campaign_id, context
+
+    def respond(self, campaign_id: str, context: dict[str, Any], slots: dict[str, str]) -> list[Reaction]:
+        """What the person does: events that serving takes."""
+        given = plain(self._ask("respond", self._world.respond, campaign_id, context, slots))
+        if not isinstance(given, list):
+            self._wrong("respond", given, "a list of (event type, ms after the impression, value)")
+        return [self._reaction(one) for one in given]
+
+    def click_rate(self, campaign_id: str, context: dict[str, Any], slots: dict[str, str]) -> float:
+        """The true click rate now, 0 to 1."""
+        return self._share("click_rate", self._ask("click_rate", self._world.click_rate, campaign_id, context, slots))
+
+    def true_rate(self, campaign_id: str, context: dict[str, Any], slots: dict[str, str]) -> float:
+        """The expected reward now; the click rate where the world has no `true_rate`."""
+        if self._truth is None:
+            return self.click_rate(campaign_id, context, slots)
+        return self._number("true_rate", self._ask("true_rate", self._truth, campaign_id, context, slots))
+
+    def valid(self, campaign_id: str, slots: dict[str, str]) -> bool:
+        """Whether the text is well formed."""
+        return bool(self._ask("valid", lambda: bool(self._world.valid(campaign_id, slots))))
+
+    def oracle_rate(self) -> float:
+        """Mean click rate of the best texts, 0 to 1."""
+        return self._share("oracle_rate", self._ask("oracle_rate", self._world.oracle_rate))
+
+    def oracle_reward(self) -> float | None:
+        """The like of the expected reward; None where the world does not tell it."""
+        told: Callable[[], Any] | None = getattr(self._world, "oracle_reward", None)
+        return None if told is None else self._number("oracle_reward", self._ask("oracle_reward", told))
+
+    # -- what it gave --------------------------------------------------------------------------------------------------
+
+    def _ask(self, method: str, call: Callable[..., Any], *arguments: object) -> Any:
+        try:
+            return call(*arguments)
+        except (Exception, SystemExit) as error:
+            what = blame(error, type(self._world).__module__)
+            raise AdloopError(f"world {self.name}: {method}{self._when()} raised {what}; {MEND}") from error
+
+    def _reaction(self, given: object) -> Reaction:
+        wanted = "(event type, ms after the impression, value)"
+        if not isinstance(given, list) or len(given) != 3:
+            self._wrong("respond", given, wanted)
+        kind, delay, value = given
+        if not isinstance(kind, str) or not _is_number(delay) or delay != int(delay) or not _is_number(value):
+            self._wrong("respond", given, f"{wanted}: a text, a whole number and a finite number")
+        if kind not in MOST:
+            self._wrong("respond", given, f"an event type of {', '.join(MOST)} (the impression is posted by who plays)")
+        if not 0.0 <= value <= MOST[kind]:
+            self._wrong("respond", given, f"a value from 0 to {MOST[kind]:g} with a {kind}")
+        return kind, int(delay), float(value)
+
+    def _share(self, method: str, value: object) -> float:
+        number = self._number(method, value)
+        if not -ROUNDING <= number <= 1.0 + ROUNDING:
+            self._wrong(method, number, "a rate from 0 to 1")
+        return min(max(number, 0.0), 1.0)
+
+    def _number(self, method: str, value: object) -> float:
+        number = plain(value)
+        if not _is_number(number):
+            self._wrong(method, number, "a finite number")
+        return float(number)
+
+    def _wrong(self, method: str, got: object, expected: str) -> NoReturn:
+        raise AdloopError(f"world {self.name}: {method}{self._when()} gave {shown(got)}, expected {expected}; {MEND}")
+
+    def _when(self) -> str:
+        return f" at arrival {self._arrived}" if self._arrived else ""
+
+
+def guest(name: str, seed: int, impressions: int | None = None) -> Guest:
+    """The world of that name (`load_world`), checked. Raises ConfigError."""
+    return Guest(load_world(name, seed, impressions), name)
+
+
+def plain(value: Any) -> Any:
+    """`value` in the types that JSON has: numpy's scalars and arrays as Python's, tuples as lists, subclasses of str as
+    str; whatever else it is stays as it is."""
+    if isinstance(value, str):
+        return str.__str__(value)
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    if isinstance(value, Mapping):
+        return {plain(name): plain(one) for name, one in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, bytes):
+        return [plain(one) for one in value]
+    return value
+
+
+def _is_number(value: Any) -> bool:
+    """Whether it is a number that a double holds."""
+    if isinstance(value, int):
+        return not isinstance(value, bool) and abs(value) <= sys.float_info.max
+    return isinstance(value, float) and math.isfinite(value)
