@@ -1,4 +1,4 @@
-# What a person does with this repository. Each target does its own set-up, inside .venv and .cache only.
+# What a person does with this repository. Each target does its own set-up (README says where).
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-print-directory
 
