@@ -40,7 +40,7 @@ class WorldEnv(gymnasium.Env[Observation, dict[str, Any]]):
         if impressions < 1:
             raise ValueError(f"impressions: got {impressions}, expected 1 or more")
         self.name, self.impressions = world, impressions
-        self.campaigns = load_world(world, 0).campaigns()
+        self.campaigns = load_world(world, 0, impressions).campaigns()
         self.campaign_ids = list(self.campaigns)
         segments = max(len(body["segments"]) for body in self.campaigns.values())
         self._kinds = {"device": list(DEVICES), "position": list(POSITIONS)}
@@ -60,7 +60,8 @@ class WorldEnv(gymnasium.Env[Observation, dict[str, Any]]):
     ) -> tuple[Observation, dict[str, Any]]:
         """A world of that seed begins anew; without one, of the next seed that the first one leads to."""
         super().reset(seed=seed)
-        self._world = load_world(self.name, int(self.np_random.integers(2**31)) if seed is None else seed)
+        own = int(self.np_random.integers(2**31)) if seed is None else seed
+        self._world = load_world(self.name, own, self.impressions)
         self._steps = 0
         return self._arrive(), self._info()
 

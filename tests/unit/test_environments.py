@@ -53,6 +53,18 @@ def test_an_episode_is_the_worlds_own_story() -> None:
     assert rewards >= 0.0
 
 
+def test_a_short_episode_is_a_short_run() -> None:
+    env = made("drift", impressions=4)
+    _, info = env.reset(seed=1)
+    truths = []
+    for _ in range(4):
+        truths.append(env._world.swapped())  # type: ignore[attr-defined]
+        control = env.campaigns[info["campaign_id"]]["controls"][0]
+        *_, info = env.step(control)
+    assert truths == [False, False, True, True]
+    assert len(made("cold", impressions=1024).campaign_ids) == 5
+
+
 def test_what_is_earned_is_what_the_campaign_pays() -> None:
     events = [("click", 10, 0.0), ("conversion", 20, 4.0), ("conversion", 30, 6.0)]
     assert earned({}, []) == 0.0
