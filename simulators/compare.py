@@ -175,9 +175,14 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     # What can be known to fail fails now, not after minutes.
     guest(options.world, options.first_seed, options.impressions).campaigns()
     if options.report is not None:
-        options.report.parent.mkdir(parents=True, exist_ok=True)
-        with options.report.open("ab"):
-            pass
+        try:
+            options.report.parent.mkdir(parents=True, exist_ok=True)
+            with options.report.open("ab"):
+                pass
+        except OSError as error:
+            raise ConfigError(
+                f"--report: got {options.report}, expected a file that can be written ({error.strerror}); give another path"
+            ) from error
     seeds = range(options.first_seed, options.first_seed + options.seeds)
     with Bars() as bars:
         if options.model is None and set(names) - {"control"}:
