@@ -175,14 +175,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     # What can be known to fail fails now, not after minutes.
     guest(options.world, options.first_seed, options.impressions).campaigns()
     if options.report is not None:
-        try:
-            options.report.parent.mkdir(parents=True, exist_ok=True)
-            with options.report.open("ab"):
-                pass
-        except OSError as error:
-            raise ConfigError(
-                f"--report: got {options.report}, expected a file that can be written ({error.strerror}); give another path"
-            ) from error
+        _check_writable(options.report)
     seeds = range(options.first_seed, options.first_seed + options.seeds)
     with Bars() as bars:
         if options.model is None and set(names) - {"control"}:
@@ -314,6 +307,16 @@ def _able(names: Sequence[str]) -> tuple[list[str], list[dict[str, str]]]:
     if len(skipped) == len(names):
         raise ConfigError(f"--only: nobody is left to play; {skipped[0]['name']}: {skipped[0]['why']}")
     return [name for name, why in reasons.items() if why is None], skipped
+
+
+def _check_writable(report: Path) -> None:
+    try:
+        report.parent.mkdir(parents=True, exist_ok=True)
+        with report.open("ab"):
+            pass
+    except OSError as error:
+        why = f"a file that can be written ({error.strerror}); give another path"
+        raise ConfigError(f"--report: got {report}, expected {why}") from error
 
 
 def _names(text: str) -> tuple[str, ...]:
