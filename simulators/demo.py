@@ -86,7 +86,8 @@ async def demo(options: Options, data: Path, world: World, console: Console) -> 
     if options.log is not None:
         check_empty(options.log)
     if options.model is None:
-        console.print("language model: out of the cache, or trained now, once (a minute or two)", highlight=False)
+        told = "language model: out of the cache, or trained now, once (1 to 5 minutes, by the machine)"
+        console.print(told, highlight=False)
         await make_model(pretrain_command())
     with Screen(console, options.impressions) as screen:
         return await _with_server(options, data, world, screen, began_s)

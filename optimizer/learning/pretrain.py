@@ -1,9 +1,9 @@
 """Trains the tiny language model from scratch: a GPT-2 architecture of about a million parameters with its own BPE
 tokenizer.
 
-What it leaves out on purpose: validation splits, mixed precision, checkpoints in between. It takes a minute and a half
-on two cores, is cached by content hash, and only has to know how short advertising copy reads: the reinforcement comes
-later.
+What it leaves out on purpose: validation splits, mixed precision, checkpoints in between. It takes 1.5
+minutes on two cores with AVX-512, 5 on two with AVX2 (11 with another process beside it), is cached by content hash,
+and only has to know how short advertising copy reads: the reinforcement comes later.
 """
 
 from __future__ import annotations

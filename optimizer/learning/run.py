@@ -55,7 +55,7 @@ class Learning:
 def open_learning(
     data: Path, model: str | None = None, progress: Progress | None = None, config: PretrainConfig | None = None
 ) -> Learning:
-    """Settle the base model (training the tiny one where it is not cached: up to 90 s) and open the policy store.
+    """Settle the base model (training the tiny one where it is not cached: 1 to 5 minutes) and open the policy store.
 
     Raises ConfigError for a model that can't be had."""
     data.mkdir(parents=True, exist_ok=True)
