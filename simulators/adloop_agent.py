@@ -71,14 +71,7 @@ class AdloopAgent(Loop):
     ) -> None:
         learning = open_learning(folder, model, progress)
         gate = Gate()
-        super().__init__(
-            campaigns,
-            folder,
-            seed,
-            load_critic=learning.load_critic,
-            gate=gate.check,
-            epsilon=epsilon,
-        )
+        super().__init__(campaigns, folder, seed, load_critic=learning.load_critic, gate=gate.check, epsilon=epsilon)
         config = learner or LearnerConfig(critic=CriticConfig(seed=seed))
         self.learner = learning.learner(self.log, self.clock, config)
         self.generator = Generator(self.log, learning.store, learning.base, self.clock, gate.check, seed, generator)

@@ -11,18 +11,17 @@ from typing import Any, NoReturn
 import numpy as np
 
 from optimizer.errors import AdloopError
-from optimizer.stream.admission import MAX_VALUE
+from optimizer.stream.admission import Refused, check_value
 from optimizer.types import Campaign
 from serving.campaigns import campaign_from
 from serving.schemas import CampaignIn, CampaignPath, GenerateIn
 from serving.service import checked_context
 from serving.wire import convert, refuse_overflow, shown
-from simulators.loop import TENANT, Reaction, within
+from simulators.loop import TENANT, VALUED, Reaction, within
 from simulators.worlds import World, blame, load_world
 
 MEND = "mend the world"
-MOST = {"click": math.inf, "conversion": MAX_VALUE, "rating": 1.0}
-"""What people do, and the largest value that it may have."""
+REACTIONS = ("click", *VALUED)
 ROUNDING = 1e-9
 """A rate may be a sum of parts: so much beside 0 and 1 is forgiven."""
 
@@ -118,10 +117,13 @@ class Guest:
         kind, delay, value = given
         if not isinstance(kind, str) or not _is_number(delay) or delay != int(delay) or not _is_number(value):
             self._wrong("respond", given, f"{wanted}: a text, a whole number and a finite number")
-        if kind not in MOST:
-            self._wrong("respond", given, f"an event type of {', '.join(MOST)} (the impression is posted by who plays)")
-        if not 0.0 <= value <= MOST[kind]:
-            self._wrong("respond", given, f"a value from 0 to {MOST[kind]:g} with a {kind}")
+        if kind not in REACTIONS:
+            self._wrong("respond", given, f"an event type of {', '.join(REACTIONS)} (who plays posts the impression)")
+        if kind in VALUED:
+            try:
+                check_value(kind, value)
+            except Refused as refused:
+                self._wrong("respond", given, str(refused).partition("expected ")[2])
         return kind, int(delay), float(value)
 
     def _share(self, method: str, value: object) -> float:

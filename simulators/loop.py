@@ -37,6 +37,8 @@ TENANT = "default"
 START_MS = 1_767_225_600_000  # 2026-01-01: any moment will do, as long as it is always the same
 EVENTS_PER_POST = 1000
 TOO_LATE = ("expired_token", "clock")
+VALUED = ("conversion", "rating")
+"""Reactions whose value is told."""
 Reaction = tuple[str, int, float]
 
 
@@ -134,7 +136,7 @@ class Loop:
         self.post([self._event(shown.variant, "impression", shown.ts, None)])
         for kind, delay_ms, value in reactions:
             ts = shown.ts + delay_ms
-            event = self._event(shown.variant, kind, ts, value if kind in ("conversion", "rating") else None)
+            event = self._event(shown.variant, kind, ts, value if kind in VALUED else None)
             heapq.heappush(self._later, (ts, self._posted, event))
 
     def advance(self, now_ms: int) -> None:

@@ -2,8 +2,8 @@
 tokenizer.
 
 What it leaves out on purpose: validation splits, mixed precision, checkpoints in between. It takes 1.5
-minutes on two cores with AVX-512, 5 on two with AVX2 (11 with another process beside it), is cached by content hash,
-and only has to know how short advertising copy reads: the reinforcement comes later.
+minutes on two cores with AVX-512, about 5 on two with AVX2 (10 with another process beside it), is cached by content
+hash, and only has to know how short advertising copy reads: the reinforcement comes later.
 """
 
 from __future__ import annotations

@@ -203,6 +203,11 @@ def _check_kind(event: Event) -> None:
     if event.type == "retraction" and event.retracts is None:
         raise Refused("schema", "retracts: missing, expected the event_id that is taken back")
     if event.value is not None:
-        most = 1.0 if event.type == "rating" else MAX_VALUE
-        if not 0.0 <= event.value <= most:
-            raise Refused("value", f"value: got {event.value!r}, expected 0 to {most:g} with a {event.type}")
+        check_value(event.type, event.value)
+
+
+def check_value(kind: str, value: float) -> None:
+    """Raises Refused for a value that an event of this type can't have."""
+    most = 1.0 if kind == "rating" else MAX_VALUE
+    if not 0.0 <= value <= most:
+        raise Refused("value", f"value: got {value!r}, expected 0 to {most:g} with a {kind}")

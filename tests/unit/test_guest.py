@@ -134,8 +134,8 @@ def test_and_through_a_comparison(name: str, tmp_path: Path) -> None:
         ("respond", [("click", 0.5, 0.0)], r"a whole number and a finite number"),
         ("respond", [("conversion", 5, float("inf"))], r"a whole number and a finite number"),
         ("respond", [("share", 5, 0.0)], r"expected an event type of click, conversion, rating"),
-        ("respond", [("conversion", 5, -4.0)], r"expected a value from 0 to 1e\+12 with a conversion"),
-        ("respond", [("rating", 5, 7.0)], r"expected a value from 0 to 1 with a rating"),
+        ("respond", [("conversion", 5, -4.0)], r"expected 0 to 1e\+12 with a conversion"),
+        ("respond", [("rating", 5, 7.0)], r"expected 0 to 1 with a rating"),
         ("click_rate", 1.2, r"click_rate at arrival 1 gave 1.2, expected a rate from 0 to 1"),
         ("click_rate", float("nan"), r"click_rate at arrival 1 gave NaN, expected a finite number"),
         ("click_rate", "often", r"click_rate at arrival 1 gave \"often\""),
@@ -164,6 +164,11 @@ def _ask_everything(world: Guest) -> None:
     world.respond(campaign_id, context, slots)
     world.oracle_rate()
     world.oracle_reward()
+
+
+def test_a_clicks_value_is_nobodys_business() -> None:
+    world = Guest(world_with(respond=[("click", 5, -1.0)])(1), "odd")
+    assert world.respond("boots", {}, {}) == [("click", 5, -1.0)]
 
 
 def test_a_good_world_is_asked_everything_without_a_word() -> None:
