@@ -116,7 +116,7 @@ bench-clean: $(READY) ## does it halt where nothing is wrong
 bench-bait: $(READY) ## what the watch for bait sees in made-up traffic of which the truth is known
 	@exec $(RUN)/python -m bench.bait $(ARGS)
 
-bench-ablations: $(READY) ## what each part of learning is worth, taken out one at a time (half an hour)
+bench-ablations: $(READY) ## what each part of learning is worth, taken out one at a time (an hour)
 	@exec $(RUN)/python -m bench.ablations $(ARGS)
 
 bench-staleness: $(READY) ## what weight rewards keep in the gradient that come many versions late

@@ -59,9 +59,11 @@ def _critic(config: Any) -> Any:
 KEYS = ("mean", "last_fifth", "kl", "valid")
 CONFIGS: dict[str, Callable[[Any], Any]] = {
     "as it is": lambda config: config,
-    "without critic (uniform choice, REINFORCE)": _critic,
+    "without trained critic (uniform choice, REINFORCE)": _critic,
     "without doubly robust residual": lambda config: replace(config, update=replace(config.update, residual_cap=0.0)),
-    "without target network": lambda config: replace(config, critic=replace(config.critic, target_every=1)),
+    "without slow target network (copied each increment)": lambda config: replace(
+        config, critic=replace(config.critic, target_every=1)
+    ),
     "without bootstrapped heads (their mean chooses)": lambda config: replace(
         config, critic=replace(config.critic, spread=0.0)
     ),
@@ -111,7 +113,7 @@ def run_one(run: Run, folder: Path, report: Report) -> Score:
         mock.patch.object(KlController, "updated", KlController.updated),
         mock.patch.object(features, "text_features", _alone if "transfer" in run.name else text_features),
     ):
-        if "without critic" in run.name:
+        if "trained critic" in run.name:
             Critic.fit = lambda self: 0.0  # type: ignore[method-assign]
         if "KL controller" in run.name:
             KlController.updated = lambda self, measured: self  # type: ignore[method-assign]
@@ -121,7 +123,7 @@ def run_one(run: Run, folder: Path, report: Report) -> Score:
             run.seed,
             learner=config,
             generator=generator,
-            epsilon=1.0 if "without critic" in run.name else EPSILON,
+            epsilon=1.0 if "trained critic" in run.name else EPSILON,
         )
         with closing(AdloopContender(agent)) as player:
             shown = play(player, world, run.impressions, 128, report)

@@ -29,9 +29,13 @@ class Arrivals:
         if after.converted and not (before and before.converted) and after.click:
             delay = min(max(0, outcome.as_of - after.click_ts), attribution.conversion_window_ms)
             self._log("conversion", attribution.conversion_window_ms).append((delay, after.click_ts))
+        if after.converted and not (before and before.converted) and not after.click:
+            delay = min(max(0, outcome.as_of - after.impression_ts), attribution.view_through_ms)
+            self._log("view", attribution.view_through_ms).append((delay, after.impression_ts))
 
     def share(self, kind: str, window_ms: int, ages: NDArray[np.int64], now_ms: int) -> NDArray[np.float64]:
-        """F, the share of "click"s or "conversion"s within a window that have come by each age, float64[m]."""
+        """F, the share of "click"s, of "conversion"s after a click or of those after a "view" alone, within a window,
+        that have come by each age, float64[m]."""
         if window_ms <= 0:
             return np.ones(len(ages))
         edges = age_edges(window_ms, self._age_classes)

@@ -7,7 +7,7 @@ for full passes."""
 from __future__ import annotations
 
 import zlib
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -19,6 +19,8 @@ Floats = NDArray[np.float32]
 BOOTSTRAP_ROWS = 4096
 # Sums are float32: beyond this the unit goes back to 1.
 MOST_UNITS = 1e4
+# Nor do squares overflow where an ad server's values are no amounts of money.
+MOST_EXTRA = 1e9
 _EMPTY = -1
 
 
@@ -30,16 +32,6 @@ class Totals(NamedTuple):
     clicked: Floats
     settled: Floats
     unclicked_extra: Floats
-
-
-class OpenShown(NamedTuple):
-    """Decisions shown and not clicked whose click window is open: `row`, `age_ms`, `window_ms` int[m], `weight`
-    float32[m, H]."""
-
-    row: NDArray[np.intp]
-    age_ms: NDArray[np.int64]
-    window_ms: NDArray[np.int64]
-    weight: Floats
 
 
 class Entry(NamedTuple):
@@ -59,10 +51,48 @@ class Entry(NamedTuple):
     click_ts: int
     click_window_ms: int
     conversion_window_ms: int
+    view_window_ms: int
     closed: bool
     pays_later: bool
     counts_once: bool
     mass: float
+
+
+class Waiting(NamedTuple):
+    """Decisions without a click that may convert all the same: `row`, `age_ms` since the impression and `window_ms`,
+    int[m]; `done` bool[m], for those of which nothing more can come; `weight` float32[m, H]."""
+
+    row: NDArray[np.intp]
+    age_ms: NDArray[np.int64]
+    window_ms: NDArray[np.int64]
+    done: NDArray[np.bool_]
+    weight: Floats
+
+    @classmethod
+    def of(cls, entries: Sequence[Entry], now_ms: int, weight: Floats | None = None) -> Waiting:
+        """These decisions at `now_ms`."""
+        ages = np.array([max(0, now_ms - entry.impression_ts) for entry in entries], np.int64)
+        windows = np.array([entry.view_window_ms for entry in entries], np.int64)
+        over = [entry.closed or not entry.pays_later or (entry.converted and entry.counts_once) for entry in entries]
+        return cls(
+            np.array([entry.row for entry in entries], np.intp),
+            ages,
+            windows,
+            np.array(over, bool) | (ages >= windows),
+            np.ones((len(entries), 1), np.float32) if weight is None else weight,
+        )
+
+
+class OpenShown(NamedTuple):
+    """Decisions shown and not clicked whose click window is open: `row`, `age_ms`, `window_ms` int[m], `weight`
+    float32[m, H]. Those `at` int[k] of them may also convert without a click (`waiting`)."""
+
+    row: NDArray[np.intp]
+    age_ms: NDArray[np.int64]
+    window_ms: NDArray[np.int64]
+    weight: Floats
+    at: NDArray[np.intp]
+    waiting: Waiting
 
 
 class ReplayBuffer:
@@ -77,6 +107,8 @@ class ReplayBuffer:
         self.entries: dict[str, Entry] = {}
         self._revisions: dict[str, int] = {}
         self._open: dict[str, None] = {}
+        self._viewed: dict[str, None] = {}  # past their click window, with the view-through window still open
+        self._newest: list[int] = []  # of each row, when it was last shown
         self._rows: dict[Hashable, int] = {}
         self._clicked = np.zeros((0, heads), np.float32)
         self._settled = np.zeros((0, heads), np.float32)
@@ -112,6 +144,7 @@ class ReplayBuffer:
     def new_row(self, key: Hashable) -> int:
         """A new row; the caller knows its features."""
         row = self._rows[key] = len(self._rows)
+        self._newest.append(0)
         if row >= len(self._clicked):
             more = np.zeros((max(256, len(self._clicked)), self.heads), np.float32)
             self._clicked = np.concatenate([self._clicked, more])
@@ -147,12 +180,13 @@ class ReplayBuffer:
             propensity=decision.probabilities[decision.candidate] if decision.probabilities else decision.propensity,
             version=decision.policy_version,
             click=seen.click,
-            extra=outcome.reward - decision.reward.click * seen.click,
+            extra=min(max(outcome.reward - decision.reward.click * seen.click, -MOST_EXTRA), MOST_EXTRA),
             converted=seen.conversion > 0,
             impression_ts=outcome.impression_ts,
             click_ts=outcome.click_ts if outcome.click_ts is not None else _EMPTY,
             click_window_ms=decision.attribution.click_window_ms,
             conversion_window_ms=decision.attribution.conversion_window_ms,
+            view_window_ms=decision.attribution.view_through_ms,
             closed=outcome.state == "closed",
             pays_later=bool(decision.reward.conversion or decision.reward.value or decision.reward.rating),
             counts_once=decision.attribution.count != "all",
@@ -164,20 +198,23 @@ class ReplayBuffer:
         if before is not None:
             self._count(name, before, -1.0)
         self.entries[name] = entry
+        self._newest[row] = max(self._newest[row], entry.impression_ts)
         self._revisions[name] = outcome.revision
         self._count(name, entry, 1.0)
         if len(self.entries) > self.capacity:
             self._evict()
         return True
 
-    def add_counts(self, row: int, shown: int, clicked: int, rng: np.random.Generator) -> None:
+    def add_counts(self, row: int, shown: int, clicked: int, rng: np.random.Generator, now_ms: int = 0) -> None:
         """Take in decisions known by their number alone, windows over: each head's bootstrap sample of them, as a sum
-        of Poisson(1) weights."""
+        of Poisson(1) weights. `now_ms`: when they count as shown."""
+        self._newest[row] = max(self._newest[row], now_ms)
         self._clicked[row] += self._unit * rng.poisson(clicked, self.heads)
         self._settled[row] += self._unit * rng.poisson(shown - clicked, self.heads)
 
     def _count(self, name: str, entry: Entry, sign: float) -> None:
         weight = sign * entry.mass * self.bootstrap(name)
+        self._viewed.pop(name, None)
         if entry.click:
             self._clicked[entry.row] += weight
         elif entry.closed:
@@ -197,6 +234,7 @@ class ReplayBuffer:
         name = next(iter(self.entries))
         entry = self.entries.pop(name)
         self._revisions.pop(name, None)
+        self._viewed.pop(name, None)
         if name in self._open:
             del self._open[name]
             self._settled[entry.row] += entry.mass * self.bootstrap(name)
@@ -204,26 +242,73 @@ class ReplayBuffer:
 
     def settle(self, now_ms: int) -> OpenShown:
         """Move what is past its click window to the settled; returns what is still open at `now_ms`."""
-        rows, ages, windows, names, masses = [], [], [], [], []
+        names, entries = [], []
         for name in list(self._open):
             entry = self.entries[name]
-            age = now_ms - entry.impression_ts
-            if age > entry.click_window_ms:
+            if now_ms - entry.impression_ts > entry.click_window_ms:
                 del self._open[name]
                 self._settled[entry.row] += entry.mass * self.bootstrap(name)
+                if entry.pays_later and entry.view_window_ms > 0:
+                    self._viewed[name] = None
             else:
-                rows.append(entry.row)
-                ages.append(max(0, age))
-                windows.append(entry.click_window_ms)
-                names.append(zlib.crc32(name.encode()) % BOOTSTRAP_ROWS)
-                masses.append(entry.mass)
+                names.append(name)
+                entries.append(entry)
+        weight = self._weights(names, entries)
+        at = [k for k, entry in enumerate(entries) if entry.pays_later and entry.view_window_ms > 0]
         return OpenShown(
-            np.array(rows, np.intp),
-            np.array(ages, np.int64),
-            np.array(windows, np.int64),
-            self._poisson[np.array(names, np.intp)].reshape(-1, self.heads)
-            * (np.array(masses, np.float32) / np.float32(self._unit))[:, None],
+            np.array([entry.row for entry in entries], np.intp),
+            np.array([max(0, now_ms - entry.impression_ts) for entry in entries], np.int64),
+            np.array([entry.click_window_ms for entry in entries], np.int64),
+            weight,
+            np.array(at, np.intp),
+            Waiting.of([entries[k] for k in at], now_ms, weight[at]),
         )
+
+    def waiting(self, now_ms: int) -> Waiting:
+        """Those past their click window that may still convert without one; `settle` first."""
+        for name in [name for name in self._viewed if now_ms - self._shown(name) >= self.entries[name].view_window_ms]:
+            del self._viewed[name]
+        names = list(self._viewed)
+        entries = [self.entries[name] for name in names]
+        return Waiting.of(entries, now_ms, self._weights(names, entries))
+
+    def _shown(self, name: str) -> int:
+        return self.entries[name].impression_ts
+
+    def _weights(self, names: list[str], entries: list[Entry]) -> Floats:
+        """float32[m, H]: each head's bootstrap weight of these, beside one of now."""
+        rows = np.array([zlib.crc32(name.encode()) % BOOTSTRAP_ROWS for name in names], np.intp)
+        masses = np.array([entry.mass for entry in entries], np.float32)
+        weight: Floats = self._poisson[rows].reshape(-1, self.heads) * (masses / np.float32(self._unit))[:, None]
+        return weight
+
+    def stale(self, before_ms: int, most: int) -> NDArray[np.bool_]:
+        """bool[R]: the rows last shown before `before_ms`, and the oldest of the others where there are more than
+        `most`. What is not dated (counts of past tests, read first of all) is the oldest, but out of no date."""
+        newest = np.array(self._newest, np.int64)
+        old: NDArray[np.bool_] = (newest > 0) & (newest < before_ms)
+        more = len(newest) - int(old.sum()) - most
+        if more > 0:
+            order = np.argsort(np.where(old, np.iinfo(np.int64).max, newest), kind="stable")
+            old[order[:more]] = True
+        return old
+
+    def keep(self, kept: NDArray[np.bool_]) -> NDArray[np.intp]:
+        """Forget the other rows, with all that was seen there; a revision that comes for them yet is news. Returns
+        each row's new number, int[R], -1 for those forgotten."""
+        moved: NDArray[np.intp] = np.where(kept, np.cumsum(kept) - 1, -1)
+        for name in [name for name, entry in self.entries.items() if not kept[entry.row]]:
+            del self.entries[name], self._revisions[name]
+            self._open.pop(name, None)
+            self._viewed.pop(name, None)
+        self.entries = {name: entry._replace(row=int(moved[entry.row])) for name, entry in self.entries.items()}
+        self._rows = {key: int(moved[row]) for key, row in self._rows.items() if kept[row]}
+        self._newest = [at for at, stays in zip(self._newest, kept, strict=True) if stays]
+        count = len(kept)
+        self._clicked, self._settled, self._unclicked_extra = (
+            sums[:count][kept] for sums in (self._clicked, self._settled, self._unclicked_extra)
+        )
+        return moved
 
     def totals(self) -> Totals:
         count = len(self._rows)

@@ -2,12 +2,13 @@
 
     shown --p--> clicked --> converted, rated, ...          Q = p (w_click + V_clicked) + (1 - p) V_unclicked
 
-Three outputs of bootstrapped heads (heads.py): p is logistic, the two values are linear. A decision whose window is
-still open is not a zero: its target bootstraps from the target network, a copy of the heads that follows at intervals
-(DQN: Mnih et al. 2015): shown and not clicked at age t counts p (1 - F) / (1 - p F) of a click, clicked and not
-converted at age t keeps what is still to come of V_clicked. F, the share that has arrived by age t, is learnt from what
-has arrived (maths/delay.py). As windows close, the targets become what happened: late conversions and refunds revise
-them.
+Three outputs of bootstrapped heads (heads.py): p is logistic, the two values are linear (values.py). A decision whose
+window is still open is not a zero: its target bootstraps from the target network, a copy of the heads that follows at
+intervals (DQN: Mnih et al. 2015): shown and not clicked at age t counts p (1 - F) / (1 - p F) of a click; what has not
+converted yet, clicked or only seen, keeps what is still to come of its value. F, the share that has arrived by age t,
+is learnt from what has arrived (maths/delay.py). As windows close, the targets become what happened: late conversions
+and refunds revise them. No target takes a maximum over actions, so there is none for a second network to choose
+(docs/decisions.md, double Q-learning).
 
 A fourth output, c = P(a click converts), is learnt of campaigns whose conversions come back though they do not pay for
 them. It earns nothing; it makes clicks count less that bring fewer conversions than those on other texts (reference.py,
@@ -28,28 +29,26 @@ from scipy.special import expit, logit
 
 from optimizer.learning.arrivals import Arrivals
 from optimizer.learning.buffer import Entry, ReplayBuffer
-from optimizer.learning.features import (
-    PRIOR_SCALE,
-    Family,
-    FeatureSet,
-    context_features,
-    context_names,
-    encoded,
-)
+from optimizer.learning.features import PRIOR_SCALE, Family, context_features, context_names, encoded
 from optimizer.learning.forecasts import Forecasts
 from optimizer.learning.guard import Clicks, Guard
 from optimizer.learning.heads import Heads
 from optimizer.learning.reference import LureText, watched
+from optimizer.learning.rows import Rows
 from optimizer.learning.traffic import Traffic, place_name
+from optimizer.learning.values import VALUES, Values
 from optimizer.learning.view import OUTPUTS, CriticView, OutputView
 from optimizer.maths.delay import still_to_come
 from optimizer.maths.drift import DriftWatch
 from optimizer.types import Campaign, Outcome, Scalar
 
 Floats = NDArray[np.float32]
+Floats64 = NDArray[np.float64]
 logger = logging.getLogger(__name__)
 FORESEEN_AT_ONCE = 100_000  # new decisions of an increment whose predictions are noted
 CONVERTS_PASSES = 3  # clicked rows are few, and bait is to be known before it is everywhere
+DAY_MS = 86_400_000
+STALE_PART = 0.1  # of the rows, that must be stale before they are let go: it moves everything
 BESIDE_TEXT, BESIDE_PLACE = 2.0, 0.3  # the first prior scales of what converts, in units of PRIOR_SCALE
 
 
@@ -62,7 +61,8 @@ class CriticConfig:
     Thompson sampling would (posterior reshaping: Chapelle, Li 2011, section 2). `kept_at_drift`: what evidence from
     before an abrupt change weighs beside what comes after it. `shared_evidence`: the prior scales are learnt with
     features that always come together sharing what a text says (heads.py:learn_scales). `guard`: conversions that are
-    not paid for are learnt all the same, and clicks without them count less."""
+    not paid for are learnt all the same, and clicks without them count less. `staleness_days`: what was last shown so
+    long ago, in the log's time, is forgotten, and so is the oldest where there are more than `most_rows` rows."""
 
     heads: int = 24
     steps: int = 12
@@ -75,6 +75,8 @@ class CriticConfig:
     shared_evidence: bool = False
     kept_at_drift: float = 0.05
     guard: bool = True
+    staleness_days: float = 90.0
+    most_rows: int = 200_000
     age_classes: int = 12
     delays_kept: int = 4_000
     seed: int = 0
@@ -103,21 +105,13 @@ class Critic:
             )
             for at, name in enumerate(OUTPUTS)
         }
-        self._columns: dict[int, int] = {}
-        self._new_ids: list[int] = []
-        self._new_families: list[int] = []
-        self._of_context: list[bool] = []
-        self._indices = np.zeros(1024, np.int64)
-        self._indptr: list[int] = [0]
+        self._rows = Rows()
         self._target: dict[str, Floats] = {}
         self._increments = 0
         self._now_ms = 0
         self._arrivals = Arrivals(config.age_classes, config.delays_kept)
-        self._unit = 1.0
-        self._value_mean = 0.0
-        self._converting = 0.5
+        self._values = Values(self._outputs, self._rows, self.buffer, self._arrivals, config.steps)
         self._guard = Guard(CONVERTS_PASSES * config.steps)
-        self._place_of_row: list[str] = []
         self._offset = float(logit(config.first_rate))
         self._rng = np.random.default_rng([config.seed, 7])
         self.replaying = False
@@ -139,12 +133,15 @@ class Critic:
         self._now_ms = max(self._now_ms, outcome.as_of)
         after = self.buffer.entries.get(outcome.decision_id)
         if after is not None:
+            place = self._rows.places[row]
+            self._rows.pays_later[row] = after.pays_later
+            self._values.units.note(campaign, before, after)
             if before is None:
                 self._unforeseen.append(outcome.decision_id)
-                self._traffic.note(self._place_of_row[row])
+                self._traffic.note(place)
             self.forecasts.revise(outcome.decision_id, after)
             self._arrivals.note(before, after, outcome)
-            self._guard.note(self._place_of_row[row], outcome.decision_id, before, after)
+            self._guard.note(place, outcome.decision_id, before, after)
         return True
 
     def add_counts(
@@ -162,7 +159,8 @@ class Critic:
             raise ValueError(
                 f"counts: got {clicked} clicks of {shown} impressions, expected 0 <= clicks <= impressions"
             )
-        self.buffer.add_counts(self._row(campaign, context, variant_id, slots), shown, clicked, self._rng)
+        row = self._row(campaign, context, variant_id, slots)
+        self.buffer.add_counts(row, shown, clicked, self._rng, self._now_ms)
 
     def _row(self, campaign: Campaign, context: Mapping[str, Scalar], variant_id: str, slots: Mapping[str, str]) -> int:
         """The buffer's row of this text in this place, made where it is new."""
@@ -172,57 +170,49 @@ class Critic:
         row = self.buffer.row_of(key)
         if row is None:
             row = self.buffer.new_row(key)
-            self._place_of_row.append(place_name(campaign, segment))
             parts, features = encoded(campaign, segment, variant_id, slots)
-            self._write_row(features, context_features(names, parts))
+            self._rows.append(place_name(campaign, segment), features, context_features(names, parts))
         return row
-
-    def _write_row(self, *sets: FeatureSet) -> None:
-        """The text's features, then the context's."""
-        of_context = np.repeat([False, True], [len(features.ids) for features in sets])
-        ids = np.concatenate([features.ids for features in sets])
-        families = np.concatenate([features.families for features in sets])
-        columns = np.empty(len(ids), np.int64)
-        each = zip(ids.tolist(), families.tolist(), of_context.tolist(), strict=True)
-        for at, (name, family, context) in enumerate(each):
-            column = self._columns.get(name)
-            if column is None:
-                column = self._columns[name] = len(self._columns)
-                self._new_ids.append(name)
-                self._new_families.append(family)
-                self._of_context.append(context)
-            columns[at] = column
-        start, end = self._indptr[-1], self._indptr[-1] + len(columns)
-        while end > len(self._indices):
-            self._indices = np.concatenate([self._indices, np.zeros_like(self._indices)])
-        self._indices[start:end] = columns
-        self._indptr.append(end)
 
     def _meet(self) -> None:
         """Let the heads meet the features that have come since: together, since every time all of them are copied."""
-        if self._new_ids:
-            ids, families = np.array(self._new_ids, np.uint64), np.array(self._new_families, np.uint8)
+        ids, families = self._rows.met()
+        if len(ids):
             for heads in self._outputs.values():
                 heads.grow(ids, families)
-            self._new_ids, self._new_families = [], []
+
+    def _forget(self) -> None:
+        """Let go what nobody has been shown for so long, and the features that nothing else has."""
+        before = self._now_ms - round(self.config.staleness_days * DAY_MS)
+        stale = self.buffer.stale(before, self.config.most_rows)
+        if not len(stale) or stale.mean() < STALE_PART:
+            return
+        columns = self._rows.keep(~stale)
+        self._guard.keep(self.buffer.keep(~stale))
+        for heads in self._outputs.values():
+            heads.keep(columns)
+        self._target = {name: weights[columns[columns < len(weights)]] for name, weights in self._target.items()}
 
     # -- learning ------------------------------------------------------------------------------------------------------
 
     def fit(self) -> float:
         """One increment: `steps` passes over the replay buffer. Returns the click heads' last gradient norm."""
-        count = self.buffer.rows
-        if count == 0:
+        if self.buffer.rows == 0:
             return 0.0
         self._meet()
+        self._forget()
+        count = self.buffer.rows
         if self._increments % self.config.target_every == 0:
             self._target = {name: heads.weights() for name, heads in self._outputs.items()}
+            self._values.frozen()
         self._increments += 1
-        x = self._matrix(np.arange(count))
+        x = self._rows.matrix(np.arange(count))
         open_ = self.buffer.settle(self._now_ms)
         self._watch_drift()
         self._foresee(x)
         totals = self.buffer.totals()
         mass, total = totals.clicked + totals.settled, totals.clicked.copy()
+        later = np.zeros((0, self.config.heads), np.float32)
         if len(open_.row):
             target = expit(self._predict_target("click", x) + self._offset)
             arrived = np.zeros(len(open_.row))
@@ -239,7 +229,9 @@ class Critic:
         rate = expit(x @ click.weights() + self._offset)
         information = np.asarray((mass * rate * (1 - rate)).mean(axis=1), np.float64)
         click.learn_scales(x, information, shared=self.config.shared_evidence)
-        self._fit_values(x, mass - totals.clicked, totals.unclicked_extra)
+        self._values.fit(x, totals, open_, later, self._now_ms, self._predict_target)
+        if self.config.guard:
+            self._fit_converts(x)
         return norm
 
     def _watch_drift(self) -> None:
@@ -274,8 +266,9 @@ class Critic:
         """(shown int[D], rewards float64[D], selection float64[D]) of a pool's decisions that are held.
 
         A reward is what has been seen plus what is still expected while a window is open: of a decision without a click
-        q (1 - F) / (1 - p F), by the click's arrival distribution; of a click the part of V_clicked still to come.
-        `q`, `worth`: float64[n], the pool's values, and what a click of each text counts (`CriticView.worth`)."""
+        the click's part (1 - F) / (1 - p F), by its arrival distribution, and where more than clicks is paid for the
+        parts of V_clicked and V_unclicked still to come (values.py). `q`, `worth`: float64[n], the pool's values, and
+        what a click of each text counts (`CriticView.worth`)."""
         self._meet()
         entries = [entry for name in decision_ids if (entry := self.buffer.entries.get(name)) is not None]
         shown = np.array([entry.candidate for entry in entries], np.intp)
@@ -285,19 +278,34 @@ class Critic:
         window = campaign.attribution.click_window_ms
         ages = np.array([self._now_ms - entry.impression_ts for entry in entries], np.int64)
         waiting = np.array([not entry.click and not entry.closed for entry in entries], bool) & (ages <= window)
+        missing = np.zeros(len(entries))  # the probability that the click has yet to come
         if waiting.any():
             arrived = self._arrivals.share("click", window, np.maximum(ages[waiting], 0), self._now_ms)
-            x = self._matrix(np.array([entry.row for entry in entries], np.intp)[waiting])
+            x = self._rows.matrix(np.array([entry.row for entry in entries], np.intp)[waiting])
             p = expit(x @ self._outputs["click"].weights() + self._offset).mean(axis=1, dtype=np.float64)
-            rewards[waiting] += q[shown[waiting]] * still_to_come(p, arrived) / np.maximum(p, 1e-12)
-        clicked = [at for at, entry in enumerate(entries) if entry.click and entry.pays_later]
-        if clicked and self._outputs["clicked"].trained:
-            known = [entries[at] for at in clicked]
-            x = self._matrix(np.array([entry.row for entry in known], np.intp))
-            worth = x @ self._outputs["clicked"].weights() * self._unit + self._value_mean
-            done, arrived = self._conversions_arrived(known)
-            rewards[clicked] += self._kept(done, arrived) * np.maximum(worth, 0.0).mean(axis=1, dtype=np.float64)
+            missing[waiting] = still_to_come(p, arrived)
+            alone = waiting & np.array([not entry.pays_later for entry in entries], bool)
+            rewards[alone] += (q[shown[waiting]] * missing[waiting] / np.maximum(p, 1e-12))[alone[waiting]]
+        self._add_expected(rewards, entries, missing, campaign.reward.click * worth[shown])
         return shown, rewards, selection
+
+    def _add_expected(
+        self, rewards: NDArray[np.float64], entries: list[Entry], missing: NDArray[np.float64], click: Floats64
+    ) -> None:
+        """Add what decisions that may earn more than the click are expected to bring yet; `click`: what one counts."""
+        later = [at for at, entry in enumerate(entries) if entry.pays_later]
+        clicked = [at for at in later if entries[at].click]
+        plain = [at for at in later if not entries[at].click]
+        if clicked:
+            rewards[clicked] += self._values.after_click([entries[at] for at in clicked], self._now_ms)
+        if plain:
+            some, coming = [entries[at] for at in plain], missing[plain]
+            rewards[plain] += coming * (click[plain] + self._values.said("clicked", some))
+            rewards[plain] += (1.0 - coming) * self._values.without_click(some, self._now_ms)
+
+    def price(self, campaign: Campaign) -> float:
+        """A reward of this campaign that is not nothing, about (units.py)."""
+        return self._values.units.price(campaign)
 
     def _rows_of_pass(self, count: int) -> tuple[NDArray[np.intp], Floats]:
         """(rows int[r], float32[r, 1] how many rows each stands for)."""
@@ -312,56 +320,23 @@ class Critic:
     def _predict_target(self, name: str, x: sparse.csr_matrix) -> Floats:
         """The target network's predictions, [R, H]; features that it has not met count 0."""
         weights = self._target[name]
-        missing = len(self._columns) - len(weights)
+        missing = len(self._rows.columns) - len(weights)
         if missing:
             weights = np.concatenate([weights, np.zeros((missing, weights.shape[1]), np.float32)])
         return np.asarray(x @ weights, np.float32)
-
-    def _fit_values(self, x: sparse.csr_matrix, unclicked: Floats, unclicked_extra: Floats) -> None:
-        """`unclicked` float32[R, H]: bootstrap weight of what was not clicked, `unclicked_extra` what that earned."""
-        entries = self.buffer.entries
-        paid = [(name, entry) for name, entry in entries.items() if entry.click and entry.pays_later]
-        if paid:
-            self._fit_clicked(x, paid)
-        if self.config.guard:
-            self._fit_converts(x)
-        if np.any(unclicked_extra):
-            unit = self._unit
-            self._outputs["unclicked"].fit(
-                x, unclicked, unclicked_extra / np.float32(unit), "identity", self.config.steps, 0.0
-            )
-
-    def _fit_clicked(self, x: sparse.csr_matrix, clicked: list[tuple[str, Entry]]) -> None:
-        rows = np.array([entry.row for _, entry in clicked], np.intp)
-        extra = np.array([entry.extra for _, entry in clicked])
-        done, arrived = self._conversions_arrived([entry for _, entry in clicked])
-        converted = np.array([entry.converted for _, entry in clicked])
-        self._converting = min(0.95, float((converted.sum() + 0.5) / (np.sum(np.where(done, 1.0, arrived)) + 5.0)))
-        self._unit = max(1e-6, float(np.sqrt(np.mean(np.square(extra)))) or 1.0)
-        expected = self._predict_target("clicked", x)[rows] * self._unit + self._value_mean
-        target = extra[:, None] + self._kept(done, arrived)[:, None] * np.maximum(expected, 0.0)
-        weight = np.array([self.buffer.weight(name) for name, _ in clicked])
-        self._value_mean = float(target.mean())
-        those, at = np.unique(rows, return_inverse=True)
-        x = x[those]
-        mass = np.zeros((len(those), self.config.heads), np.float32)
-        total = np.zeros_like(mass)
-        np.add.at(mass, at, weight)
-        np.add.at(total, at, weight * ((target - self._value_mean) / self._unit).astype(np.float32))
-        heads = self._outputs["clicked"]
-        heads.fit(x, mass, total, "identity", self.config.steps, 0.0, among=np.unique(x.indices).astype(np.intp))
-        heads.learn_scales(x, np.asarray(mass.mean(axis=1), np.float64))
 
     def _fit_converts(self, x: sparse.csr_matrix) -> None:
         """What clicks convert at that nobody pays for (guard.py)."""
         entries = self.buffer.entries
         clicked = [(name, entry) for name, entry in entries.items() if entry.click and watched(entry)]
         # Without the context: a device on which more is clicked and less is bought makes no text bait.
-        by_text = np.where(self._of_context, 0.0, self._outputs["click"].weights().mean(axis=1, dtype=np.float64))
+        by_text = np.where(
+            self._rows.of_context(), 0.0, self._outputs["click"].weights().mean(axis=1, dtype=np.float64)
+        )
         lures = x @ by_text
         self._guard.fit(
             self._outputs["converts"],
-            Clicks(x, self._place_of_row, lures, clicked, self.buffer.weight, entries, self.replaying),
+            Clicks(x, self._rows.places, lures, clicked, self.buffer.weight, entries, self.replaying),
             self._conversions_arrived,
             lambda some: self._predict_target("converts", some),
             self._rows_of_pass,
@@ -374,40 +349,24 @@ class Critic:
     def _conversions_arrived(self, clicked: list[Entry]) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
         return self._arrivals.conversions(clicked, self._now_ms)
 
-    def _kept(self, done: NDArray[np.bool_], arrived: NDArray[np.float64]) -> NDArray[np.float64]:
-        """The part of V_clicked that is still to come: E[value | not yet] / E[value] is the same ratio as for the
-        probability of converting at all."""
-        share = self._converting
-        return np.where(done, 0.0, still_to_come(np.full(len(arrived), share), arrived) / share)
-
-    def _matrix(self, rows: NDArray[np.intp]) -> sparse.csr_matrix:
-        """csr[len(rows), F] of 0 and 1: the features of these rows."""
-        ends = np.array(self._indptr, np.int64)
-        starts, lengths = ends[rows], ends[rows + 1] - ends[rows]
-        indptr = np.concatenate([[0], np.cumsum(lengths)])
-        # The places of each row's features, one row after the other.
-        places = np.arange(indptr[-1]) + np.repeat(starts - indptr[:-1], lengths)
-        data = np.ones(len(places), np.float32)
-        return sparse.csr_matrix((data, self._indices[places], indptr), shape=(len(rows), len(self._columns)))
-
     # -- what others see -----------------------------------------------------------------------------------------------
 
     def view(self) -> CriticView:
         """An immutable snapshot for serving."""
         self._meet()
-        ids = np.fromiter(self._columns, np.uint64, len(self._columns))
+        columns = self._rows.columns
+        ids = np.fromiter(columns, np.uint64, len(columns))
         order = np.argsort(ids)
-        offsets = dict(zip(OUTPUTS, (self._offset, self._value_mean, 0.0, 0.0), strict=True))
+        offsets = {"click": self._offset, "converts": 0.0, **self._values.means}
         outputs = {}
         for name, heads in self._outputs.items():
             # An output that was never trained would only add its prior's noise.
             if name == "click" or heads.trained:
-                unit = np.float32(self._unit if name in ("clicked", "unclicked") else 1.0)
-                offset = offsets[name]
                 weights = _narrowed(heads.weights()[order], self.config.spread)
                 scale = heads.scale * np.float32(self.config.spread)
-                outputs[name] = OutputView(weights * unit, scale * unit, heads.salt, offset)
+                outputs[name] = OutputView(weights, scale, heads.salt, offsets[name])
         figures = {"traffic": self._traffic.shares(), **self._guard.figures("converts" in outputs)}
+        figures |= {f"unit_{name}": self._values.table(name) for name in VALUES}
         return CriticView(ids[order], outputs, figures)
 
 

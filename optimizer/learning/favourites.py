@@ -5,7 +5,7 @@ The policy gradient needs fresh samples of a few pools, most of which are poor; 
 early text never reaches the policy through it. Here every place has its turn, on its best texts so far: the M-step of
 maximum a posteriori policy optimisation (Abdolmaleki et al. 2018, arXiv 1806.06920), weighted maximum likelihood with
 weights exp(Q / eta), under the same KL penalty as the gradient's. It is biased where the critic is
-wrong; the doubly robust gradient, which is not, comes after it."""
+wrong; the doubly robust gradient, less so as it is taken (update.py), comes after it."""
 
 from __future__ import annotations
 

@@ -83,6 +83,10 @@ class Guard:
         """A decision's revision, as it stood before and as it stands now."""
         self._recent.note(place, name, before, after)
 
+    def keep(self, moved: NDArray[np.intp]) -> None:
+        """The rows have new numbers; -1: there is none any more."""
+        self._recent.keep(moved)
+
     def resume(self, evidence: LureText) -> None:
         """Go on from the evidence that an earlier process had."""
         self._told.resume(evidence)

@@ -204,5 +204,10 @@ class Heads:
         self.u *= ratio
         self.scale = moved
 
+    def keep(self, columns: NDArray[np.intp]) -> None:
+        """Forget all features but these, ascending; they take their places in this order."""
+        self.families = self.families[columns]
+        self.u, self._z, self._m, self._v = (each[columns] for each in (self.u, self._z, self._m, self._v))
+
     def state(self) -> HeadState:
         return HeadState(self.u.copy(), self.scale.copy())

@@ -245,7 +245,8 @@ class Learner:
         if self.trainer is None or self._head is None:
             return
         self.trainer.policy.version = self._head
-        self.trainer.reset(math.inf)
+        known = self._policies.rows[self._head].evidence.get("kl") if self._head in self._policies.rows else None
+        self.trainer.reset(float(known) if isinstance(known, int | float) else math.inf)
         if restarted and self._state_file is not None:
             rows, ancestors, name = self._policies.rows, [self._head], self._head
             while name in rows and (parent := rows[name].parent) is not None and len(ancestors) < MOST_ANCESTORS:

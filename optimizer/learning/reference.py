@@ -67,6 +67,12 @@ class RecentClicks:
             if len(held) > RECENT_CLICKS:
                 held.popitem(last=False)
 
+    def keep(self, moved: NDArray[np.intp]) -> None:
+        """The rows have new numbers; clicks on those that have none (-1) are let go."""
+        for place, held in self._held.items():
+            stay = {name: one._replace(row=int(moved[one.row])) for name, one in held.items() if moved[one.row] >= 0}
+            self._held[place] = OrderedDict(stay)
+
     def rates(self, arrived: Arrived, lure: Lure) -> References:
         """Of the campaigns that have ever sold. `arrived` says of each click whether it can bring no more, and the
         share of conversions that have come by its age; `lure` the log-odds of a click on its text."""

@@ -52,7 +52,7 @@ class PolicyTrainer:
         self.kl = KlController(budget=config.kl_aim * config.kl_budget, weight=0.05)
         self.kl_step = math.nan
         self.kl_before = math.nan
-        self.skipped_steps = 0
+        self.skipped_steps = self.clipped_steps = self.tempered_steps = 0
         self.last: UpdateReport | None = None
         self._critic, self._shelf, self._campaigns = critic, shelf, campaigns
         self._turns = Turns()
@@ -94,6 +94,9 @@ class PolicyTrainer:
             "entropy": None if last is None else last.entropy,
             "gradient_norm": None if last is None else last.gradient_norm,
             "effective_sample_size": None if last is None else last.effective_sample_size,
+            "skipped_steps": self.skipped_steps,
+            "clipped_steps": self.clipped_steps,
+            "tempered_steps": self.tempered_steps,
         }
 
     # -- over restarts -------------------------------------------------------------------------------------------------
@@ -168,7 +171,7 @@ class PolicyTrainer:
     def _improve(self, view: CriticView, batches: list[PoolBatch], anchors: dict[object, Anchor]) -> None:
         if not batches:
             return
-        spread = float(np.sqrt(np.mean([np.var(batch.q) for batch in batches])))
+        spread = float(np.sqrt(np.mean([np.var(batch.q / batch.price) for batch in batches])))
         # Moves slowly and never to nothing: a pool of equals must not blow its noise up.
         self._reward_scale = spread if self._reward_scale == 0 else 0.9 * self._reward_scale + 0.1 * spread
         scale = max(self._reward_scale, 1e-6)
@@ -177,10 +180,15 @@ class PolicyTrainer:
             self.policy, self._optimizer, batches, self.kl.weight, scale, self.config.update, anchors
         )
         self.measured = True
-        self.skipped_steps += self.last.skipped
+        self._count(self.last)
         if self.last.sequences:
             narrow = self.last.entropy < self.config.entropy_floor
             self.kl = self.kl.updated(math.inf if narrow else self.last.kl)
+
+    def _count(self, report: UpdateReport) -> None:
+        self.skipped_steps += report.skipped
+        self.clipped_steps += report.clipped
+        self.tempered_steps += report.tempered > 0
 
     def _follow_favourites(self, view: CriticView) -> None:
         config = self.config.favourites
@@ -214,6 +222,7 @@ class PolicyTrainer:
                 return
             weight = max(self.kl.weight, 0.1)
             self.last = update_policy(self.policy, self._optimizer, quiet, weight, 1.0, config, anchors)
+            self._count(self.last)
         # Where a version already is over the budget (which may have been lowered), every step back towards it is kept.
         if not self.last.kl <= self.config.kl_budget and not self.last.kl < self._accepted_kl:
             logger.warning(
@@ -240,4 +249,5 @@ class PolicyTrainer:
         q = np.where([candidate.rejected is not None for candidate in pool.candidates], 0.0, q)
         decisions = self._shelf.decisions(pool.pool_id)
         shown, rewards, selection = self._critic.feedback(decisions, q, view.worth(features), campaign)
-        return PoolBatch(pool, build_prompt(campaign, pool.segment), q, shown, rewards, selection)
+        prompt, price = build_prompt(campaign, pool.segment), self._critic.price(campaign)
+        return PoolBatch(pool, prompt, q, shown, rewards, selection, price)

@@ -1,5 +1,8 @@
 """One policy-gradient step of the language model: the doubly robust gradient of maths/gradient.py with a KL penalty.
 
+The gradient as it is taken is not unbiased: ratios are truncated and tempered, residuals of rarely drawn texts capped,
+and the critic has seen the very rewards of the residuals (maths/gradient.py says when the estimator is).
+
 What it leaves out: value-function bootstrapping inside a text (a text is one action), and PPO's clipping (importance
 ratios are truncated instead, and the KL budget bounds the distance).
 """
@@ -18,7 +21,7 @@ from optimizer.learning.batches import which_compared
 from optimizer.learning.policy import Anchor, LanguagePolicy
 from optimizer.learning.prompt import Prompt
 from optimizer.maths.gradient import doubly_robust_factors
-from optimizer.maths.weights import effective_sample_size, truncated_ratios
+from optimizer.maths.weights import effective_sample_size, tempered, truncated_ratios
 from optimizer.types import Pool
 
 Floats = NDArray[np.float64]
@@ -27,7 +30,9 @@ Floats = NDArray[np.float64]
 @dataclass(frozen=True)
 class UpdateConfig:
     """`passes`: gradient steps an increment. `ratio_ceiling`: rho-bar. `residual_cap`: largest 1 / s_j, in units of the
-    pool's size (infinity: unbiased; docs/decisions.md has the measurement behind the default). `clip`: gradient norm.
+    pool's size (infinity: never capped; docs/decisions.md has the measurement behind the default). `ratio_floor`:
+    effective size of a step's samples, as a share of how many they are, under which their ratios are tempered
+    (maths/weights.py). `clip`: gradient norm.
     `compare_every`: of the samples one in so many is compared with the reference and bears the penalty for all, since
     the reference's reading of them is a fifth of a step; all of them where that would leave fewer than
     `least_compared`. `least_effective`: effective sequences under which the divergence is that of the samples as they
@@ -36,6 +41,7 @@ class UpdateConfig:
     learning_rate: float = 5e-4
     passes: int = 1
     ratio_ceiling: float = 2.0
+    ratio_floor: float = 1 / 16
     residual_cap: float = 0.02
     clip: float = 1.0
     compare_every: int = 2
@@ -45,7 +51,7 @@ class UpdateConfig:
 
 class PoolBatch(NamedTuple):
     """A pool with what is known of it: `q` float[n]; `shown` int[D], `rewards` and `selection` float[D] of its
-    decisions."""
+    decisions. `price`: a reward of its campaign that is not nothing, about (units.py); in it pools are comparable."""
 
     pool: Pool
     prompt: Prompt
@@ -53,11 +59,13 @@ class PoolBatch(NamedTuple):
     shown: NDArray[np.intp]
     rewards: Floats
     selection: Floats
+    price: float = 1.0
 
 
 class UpdateReport(NamedTuple):
     """`kl` nats per sequence of the policy before the last step, on those samples of this batch that are compared;
-    `skipped`: steps with gradients that were not finite."""
+    `skipped`: steps with gradients that were not finite; `clipped`: steps whose gradient was longer than the limit;
+    `tempered`: the ratios of so many samples were."""
 
     kl: float
     entropy: float
@@ -65,6 +73,8 @@ class UpdateReport(NamedTuple):
     effective_sample_size: float
     sequences: int
     skipped: int
+    clipped: int = 0
+    tempered: int = 0
 
 
 def update_policy(
@@ -80,7 +90,8 @@ def update_policy(
 
     Args:
       kl_weight: penalty per nat, in units of `reward_scale`.
-      reward_scale: > 0, divides the advantages, so that one learning rate serves every reward.
+      reward_scale: > 0, divides the advantages, which are in prices of their campaigns, so that one learning rate
+        serves every reward.
       anchors: filled with the reference's part, and read where calls on the same samples have filled it.
     """
     # Pools may differ in their decode parameters: each keeps its own.
@@ -88,7 +99,7 @@ def update_policy(
         (batch, [at for at, c in enumerate(batch.pool.candidates) if c.count > 0 and not c.kept]) for batch in batches
     ]
     groups = [(batch, index) for batch, index in groups if index]
-    skipped = 0
+    skipped = clipped = 0
     last = UpdateReport(0.0, 0.0, 0.0, 0.0, 0, 0)
     anchors = {} if anchors is None else anchors
     for _ in range(config.passes):
@@ -101,8 +112,9 @@ def update_policy(
             last = report
             continue
         optimizer.step()
+        clipped += norm > config.clip
         last = report._replace(gradient_norm=norm)
-    return last._replace(skipped=skipped)
+    return last._replace(skipped=skipped, clipped=clipped)
 
 
 def _accumulate(
@@ -118,7 +130,7 @@ def _accumulate(
     by_decode: dict[object, list[tuple[PoolBatch, list[int]]]] = {}
     for group in groups:
         by_decode.setdefault(group[0].pool.decode, []).append(group)
-    kl_sum, entropy_sum, weight_sum, sequences = 0.0, 0.0, 0.0, 0
+    kl_sum, entropy_sum, weight_sum, sequences, tempered_count = 0.0, 0.0, 0.0, 0, 0
     ratios: list[Floats] = []
     samples = sum(batch.pool.candidates[at].count for batch, index in groups for at in index)
     for decode, same in by_decode.items():
@@ -128,24 +140,27 @@ def _accumulate(
         scored = policy.score(prompts, tokens, same[0][0].pool.decode, anchors.get(decode, ()), compared)
         anchors[decode] = scored.anchor
         logs = scored.log_prob.detach().double().cpu().numpy()
+        sampled = [batch.pool.candidates[at] for batch, index in same for at in index]
+        behaviour = np.array([sum(map(sum, candidate.log_probs)) for candidate in sampled])
+        truncated = truncated_ratios(logs, behaviour, config.ratio_ceiling)
+        ratio = tempered(truncated, config.ratio_floor * len(truncated))
+        tempered_count += len(ratio) if ratio is not truncated else 0
+        ratios.append(ratio)
         factors, counts = [], []
         start = 0
         for batch, index in same:
             candidates = batch.pool.candidates
-            behaviour = np.array([sum(map(sum, candidates[at].log_probs)) for at in index])
             rho = np.zeros(len(candidates))
-            rho[index] = truncated_ratios(logs[start : start + len(index)], behaviour, config.ratio_ceiling)
+            rho[index] = ratio[start : start + len(index)]
             count = np.array([0.0 if c.kept else float(c.count) for c in candidates])
             cap = config.residual_cap * len(candidates)
             values = doubly_robust_factors(batch.q, count, rho, batch.shown, batch.rewards, batch.selection, cap)
-            factors.append(values[index])
+            factors.append(values[index] / batch.price)
             counts.append(count[index])
-            ratios.append(rho[index])
             start += len(index)
         factor = torch.tensor(
             np.concatenate(factors) / (reward_scale * len(groups)), device=policy.device, dtype=torch.float32
         )
-        ratio = np.concatenate(ratios[-len(same) :])
         if effective_sample_size(ratio[compared]) < max(config.least_effective, 1.0):
             ratio = np.ones_like(ratio)
         weight_np = np.concatenate(counts) * ratio
@@ -162,4 +177,4 @@ def _accumulate(
         sequences += len(tokens)
     total = max(weight_sum, 1e-12)
     ess = effective_sample_size(np.concatenate(ratios)) if ratios else 0.0
-    return UpdateReport(kl_sum / total, entropy_sum / total, 0.0, ess, sequences, 0)
+    return UpdateReport(kl_sum / total, entropy_sum / total, 0.0, ess, sequences, 0, tempered=tempered_count)

@@ -29,6 +29,7 @@ from optimizer.learning.features import (
 from optimizer.learning.heads import prior_draws
 from optimizer.learning.reference import LureText
 from optimizer.learning.traffic import campaign_of, place_name
+from optimizer.learning.units import unit_of
 from optimizer.maths.guard import click_worth, trust_in_texts
 from optimizer.types import Campaign, Candidate, RewardWeights, Scalar
 
@@ -43,6 +44,8 @@ FIGURES = {
     "yardstick": "beside",
     "lure": "rates",
     "slope": "steepness",
+    "unit_clicked": "units",
+    "unit_unclicked": "units",
 }
 OUTPUTS = ("click", "clicked", "unclicked", "converts")
 
@@ -59,7 +62,8 @@ class OutputView(NamedTuple):
 
 class PoolFeatures:
     """A pool's texts, ready to be scored. `base` holds each output's predictions float32[n, H] without the context,
-    `worth` float64[n] what a click counts; None: in full."""
+    `worth` float64[n] what a click counts; None: in full. `units`: of the value outputs, in reward (units.py); 1 where
+    they are not named."""
 
     def __init__(
         self,
@@ -67,8 +71,10 @@ class PoolFeatures:
         parts: Sequence[TextParts],
         base: dict[str, Floats],
         worth: NDArray[np.float64] | None = None,
+        units: Mapping[str, float] | None = None,
     ) -> None:
         self.reward = reward
+        self.units = units or {}
         self.worth = worth
         self.parts = parts
         self.base = base
@@ -91,13 +97,15 @@ class CriticView:
         of each campaign, nats that how likely a text is clicked matters for conversions, and besides what it says
         (maths/guard.py); `yardstick`, the middle of what a place's or campaign's clicked texts convert at, in log-odds
         beside its newest clicks; `lure`, the mean log-odds of a click on the texts of those, and `slope`, by
-        campaign, by how much they move a click's log-odds to convert."""
+        campaign, by how much they move a click's log-odds to convert; `unit_clicked` and `unit_unclicked`, what the
+        value outputs are measured in (units.py)."""
         told = figures or {}
         self._ids = ids
         self._outputs = outputs
         self._references, self._yardsticks = dict(told.get("guard", {})), dict(told.get("yardstick", {}))
         self._lures, self._slopes = dict(told.get("lure", {})), dict(told.get("slope", {}))
         self.traffic = dict(told.get("traffic", {}))
+        self._units = {name: dict(told.get(f"unit_{name}", {})) for name in ("clicked", "unclicked")}
         self.evidence = LureText(dict(told.get("lure_evidence", {})), dict(told.get("text_evidence", {})))
         self.trust = LureText(*(trusts(nats, self._references) for nats in self.evidence))
         self.heads = outputs["click"].weights.shape[1]
@@ -111,7 +119,7 @@ class CriticView:
             tensors[f"{name}.scale"] = np.ascontiguousarray(output.scale)
             tensors[f"{name}.prior"] = np.array([output.salt, output.offset], np.float64)
         told = (self._references, self.traffic, *self.evidence, self._yardsticks, self._lures, self._slopes)
-        for name, figures in zip(FIGURES, told, strict=True):
+        for name, figures in zip(FIGURES, (*told, *self._units.values()), strict=True):
             if figures:
                 names = b"\0".join(key.encode() for key in figures)
                 tensors[f"{name}.names"] = np.frombuffer(names, np.uint8)
@@ -166,7 +174,9 @@ class CriticView:
         taken = [encoded(campaign, segment, text.variant_id, text.slots) for text in texts]
         sets = [features for _, features in taken]
         base = {name: self._predict(name, sets) for name in self._asked(campaign.reward)}
-        return PoolFeatures(campaign.reward, [parts for parts, _ in taken], base, self._worth(campaign, segment, base))
+        units = {name: unit_of(table, campaign) for name, table in self._units.items()}
+        worth = self._worth(campaign, segment, base)
+        return PoolFeatures(campaign.reward, [parts for parts, _ in taken], base, worth, units)
 
     def _asked(self, reward: RewardWeights) -> list[str]:
         """The outputs that count under this reward: what follows a click where that is paid for, else how often a click
@@ -207,7 +217,7 @@ class CriticView:
         if names:
             effects = [self._effect(features, name) for name in names]
             outputs = {name: outputs[name] + sum(effect[name] for effect in effects) for name in effects[0]}
-        q = self._q(outputs, features.reward, features.worth)
+        q = self._q(outputs, features)
         # Concurrent requests may both compute it; either answer is the same.
         features.by_context[names] = q
         if len(features.by_context) > CONTEXTS_KEPT:
@@ -225,14 +235,14 @@ class CriticView:
                 features.by_name.popitem(last=False)
         return known
 
-    def _q(
-        self, outputs: Mapping[str, Floats], reward: RewardWeights, worth: NDArray[np.float64] | None
-    ) -> NDArray[np.float64]:
+    def _q(self, outputs: Mapping[str, Floats], features: PoolFeatures) -> NDArray[np.float64]:
         def value(name: str) -> NDArray[np.float64] | float:
             if name not in outputs:
                 return 0.0
-            return np.asarray(outputs[name], np.float64) + self._outputs[name].offset
+            said = np.asarray(outputs[name], np.float64) + self._outputs[name].offset
+            return said * features.units.get(name, 1.0)
 
+        reward, worth = features.reward, features.worth
         p = self._probability("click", outputs["click"])
         click = reward.click if worth is None else reward.click * worth[:, None]
         q = p * (click + value("clicked")) + (1.0 - p) * value("unclicked")

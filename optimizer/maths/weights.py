@@ -34,6 +34,30 @@ def effective_sample_size(weights: Array) -> float:
     return total * total / squares if squares > 0 else 0.0
 
 
+def tempered(weights: Array, least: float) -> Array:
+    """weights ** a with the largest a in [0, 1] that leaves an effective sample size of `least`: less variance for some
+    bias towards equal weights (tempering, the first of the nonlinear importance weights of Koblents, Miguez 2015,
+    Statistics and Computing 25, section 3.2).
+
+    Args:
+      weights: float[B], >= 0 and finite; those that are 0 stay 0.
+      least: effective sample size under which the weights are tempered.
+    Returns:
+      float[B]; all 1 (but for the zeros) where even that leaves less than `least`.
+    """
+    if effective_sample_size(weights) >= least:
+        return weights
+    some = weights > 0
+    low, high = 0.0, 1.0
+    for _ in range(40):
+        middle = (low + high) / 2.0
+        if effective_sample_size(weights[some] ** middle) >= least:
+            low = middle
+        else:
+            high = middle
+    return np.where(some, np.where(some, weights, 1.0) ** low, 0.0)
+
+
 def boltzmann_weights(values: Array, size: float) -> Array:
     """exp(values / eta) / sum, at the temperature eta > 0 at which the effective sample size is `size`: the weights of
     relative entropy policy search (Peters, Muelling, Altun 2010, AAAI), with the size held in place of the

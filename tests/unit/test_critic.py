@@ -198,10 +198,10 @@ def test_the_matrix_of_rows_is_that_of_their_features() -> None:
     critic = Critic(CONFIG)
     for at, text in enumerate(("Run light", "Rest well and long", "Go")):
         add(critic, made, f"d{at}", text=candidate(text), context={"segment": "young"} if at else {})
-    whole = critic._matrix(np.arange(3)).toarray()
-    assert whole.shape == (3, len(critic._columns))
-    assert whole.sum(axis=1).tolist() == np.diff(critic._indptr).tolist()
-    np.testing.assert_array_equal(critic._matrix(np.array([2, 0, 2])).toarray(), whole[[2, 0, 2]])
+    whole = critic._rows.matrix(np.arange(3)).toarray()
+    assert whole.shape == (3, len(critic._rows.columns))
+    assert whole.sum(axis=1).tolist() == np.diff(critic._rows._ends).tolist()
+    np.testing.assert_array_equal(critic._rows.matrix(np.array([2, 0, 2])).toarray(), whole[[2, 0, 2]])
 
 
 def test_more_rows_than_a_pass_takes_are_all_learnt_from() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
 import json
 import os
 import re
@@ -52,6 +54,31 @@ def test_relative_links_resolve(doc: Path) -> None:
     links = re.findall(r"\]\(([^)#]+)[^)]*\)", doc.read_text())
     missing = [link for link in links if not link.startswith("https://") and not (doc.parent / link).exists()]
     assert not missing
+
+
+def borders() -> list[tuple[str, str, str, list[str]]]:
+    """(module, class or "", function, its parameters' names) of the signatures in docs/architecture.md."""
+    block = (ROOT / "docs" / "architecture.md").read_text().split("```python\n")[1].split("```")[0]
+    found, module, owner = [], "", ""
+    for line in block.splitlines():
+        if path := re.match(r"# (\S+)\.py", line):
+            module, owner = path[1].replace("/", "."), ""
+        elif name := re.match(r"class (\w+)", line):
+            owner = name[1]
+        elif function := re.match(r"( *)def (\w+)\((.*?)\)(?: ->|:|\s|$)", line):
+            inside = re.sub(r"\[[^\]]*\]|\([^)]*\)", "", function[3])
+            names = [part.split(":")[0].split("=")[0].strip() for part in inside.split(",")]
+            found.append((module, owner if function[1] else "", function[2], [one for one in names if one != "cls"]))
+    return found
+
+
+@pytest.mark.parametrize(("module", "owner", "function", "parameters"), borders(), ids=lambda one: str(one)[:60])
+def test_signatures_in_the_architecture_are_the_codes(
+    module: str, owner: str, function: str, parameters: list[str]
+) -> None:
+    place = importlib.import_module(module)
+    real = inspect.signature(getattr(getattr(place, owner) if owner else place, function))
+    assert list(real.parameters) == parameters
 
 
 def test_make_targets_named_in_docs_exist() -> None:

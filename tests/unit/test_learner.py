@@ -376,6 +376,36 @@ def test_a_lowered_budget_is_approached_and_not_a_dead_end(tiny_loop: Loop) -> N
     assert strict.last.kl < 0.8 * far
 
 
+def test_the_budget_holds_from_the_first_increment_after_a_restart(tiny_loop: Loop) -> None:
+    learner = tiny_loop.learner()
+    play(tiny_loop, learner, rounds=3)
+    assert learner.last is not None
+    far, before = learner.last.kl, set(tiny_loop.store.versions())
+    # Steps so long that the penalty's six do not undo them: no version may be further away than the one before.
+    wild = dataclasses.replace(SMALL_LEARNER.update, learning_rate=3e-2)
+    play(
+        tiny_loop,
+        tiny_loop.learner(dataclasses.replace(SMALL_LEARNER, kl_budget=far / 50, update=wild)),
+        rounds=3,
+        seed=1,
+    )
+    later = [name for name in tiny_loop.store.versions() if name not in before]
+    measured = [tiny_loop.store.manifest(name).facts["kl"] for name in later]
+    assert len(measured) >= 2
+    assert all(isinstance(kl, float) and kl <= far for kl in measured)
+
+
+def test_what_was_skipped_cut_or_tempered_is_told_with_each_version(tiny_loop: Loop) -> None:
+    learner = tiny_loop.learner(
+        dataclasses.replace(SMALL_LEARNER, update=dataclasses.replace(SMALL_LEARNER.update, clip=1e-9))
+    )
+    play(tiny_loop, learner, rounds=2)
+    facts = tiny_loop.store.manifest(tiny_loop.store.versions()[-1]).facts
+    assert isinstance(facts["clipped_steps"], int)
+    assert facts["clipped_steps"] >= 1
+    assert facts["skipped_steps"] == facts["tempered_steps"] == 0
+
+
 def test_without_a_base_the_critic_learns_alone(tiny_loop: Loop) -> None:
     tiny_loop.learner()
     tiny_loop.generator().step()

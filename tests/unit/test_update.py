@@ -18,6 +18,7 @@ from optimizer.learning.policy import LanguagePolicy, Sample
 from optimizer.learning.prompt import build_prompt
 from optimizer.learning.update import PoolBatch, UpdateConfig, update_policy
 from optimizer.maths.gradient import doubly_robust_factors
+from optimizer.maths.weights import tempered
 from optimizer.types import Candidate, Decode, Pool
 from tests.learning_rig import campaign, settle
 
@@ -256,6 +257,37 @@ def test_a_pool_without_samples_teaches_nothing(policy: LanguagePolicy) -> None:
     report = update_policy(policy, optimizer, [only_kept], 0.1, 1.0, PLAIN)
     assert report.sequences == 0
     assert all(torch.equal(before[name], value) for name, value in policy.trainable().items())
+
+
+def test_one_sample_that_outweighs_all_others_is_tempered_and_counted(policy: LanguagePolicy) -> None:
+    drawn = samples(policy, 4)
+    log_prob = policy.score([PROMPT] * 4, [one.token_ids for one in drawn], Decode()).log_prob
+    q = [0.4, 0.1, 0.2, 0.3]
+    pools = [batch(drawn[:1], q[:1], [], [], []), batch(drawn[1:], q[1:], [], [], [], shift=-3.0)]
+    optimizer = Still(list(policy.trainable().values()))
+    config = replace(PLAIN, ratio_floor=0.5)
+    assert update_policy(policy, optimizer, pools, 0.0, 1.0, PLAIN).tempered == 0
+    report = update_policy(policy, optimizer, pools, 0.0, 1.0, config)
+    assert report.tempered == 4
+    assert report.effective_sample_size == pytest.approx(2.0, rel=1e-3)
+    weights = tempered(np.exp([0.0, -3.0, -3.0, -3.0]), 2.0)
+    # Of each pool the mean over its samples of ratio x (q - the others' mean), and the mean of the pools.
+    beside = np.array([0.4, *(np.array(q[1:]) - [0.25, 0.2, 0.15])])
+    factors = torch.tensor(weights * beside * [0.5, 1 / 6, 1 / 6, 1 / 6], dtype=torch.float32)
+    assert_same(gradient_of(policy, pools, config=config), autograd(policy, -(factors * log_prob).sum()))
+
+
+def test_a_pool_counts_in_prices_of_its_campaign(policy: LanguagePolicy) -> None:
+    cheap = batch(samples(policy, 2), [0.1, 0.2], [0], [1.0], [0.5])
+    dear = cheap._replace(q=50.0 * cheap.q, rewards=50.0 * cheap.rewards, price=50.0)
+    assert_same(gradient_of(policy, [dear]), gradient_of(policy, [cheap]))
+
+
+def test_a_step_that_is_cut_is_counted(policy: LanguagePolicy) -> None:
+    made = batch(samples(policy, 1), [0.0], [0], [1.0], [1.0])
+    optimizer = Still(list(policy.trainable().values()))
+    assert update_policy(policy, optimizer, [made], 0.0, 1.0, replace(PLAIN, clip=1e-6)).clipped == 1
+    assert update_policy(policy, optimizer, [made], 0.0, 1.0, PLAIN).clipped == 0
 
 
 def test_a_gradient_that_is_not_finite_is_skipped_and_counted(policy: LanguagePolicy) -> None:

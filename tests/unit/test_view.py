@@ -50,7 +50,7 @@ def taught(made: Campaign, reward: RewardWeights = CLICKS, config: CriticConfig 
 
 def by_hand(critic: Critic, made: Campaign, text: str, context: dict[str, str]) -> np.ndarray:
     """Click probability of a text by each head, feature by feature from the heads themselves. float64[H]."""
-    heads, columns = critic._outputs["click"], critic._columns
+    heads, columns = critic._outputs["click"], critic._rows.columns
     shown = candidate(text)
     parts, features = encoded(made, "all", shown.variant_id, shown.slots)
     sets = (features, context_features(context_names(context), parts))

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from optimizer.maths.weights import boltzmann_weights, effective_sample_size, truncated_ratios
+from optimizer.maths.weights import boltzmann_weights, effective_sample_size, tempered, truncated_ratios
 
 LOGS = st.lists(st.floats(-60, 0), min_size=1, max_size=8)
 
@@ -82,3 +82,26 @@ def test_boltzmann_weights_of_equals_are_equal() -> None:
 def test_boltzmann_weights_refuse_what_has_no_answer(values: list[float], size: float) -> None:
     with pytest.raises(ValueError, match=r"values|size"):
         boltzmann_weights(np.array(values), size)
+
+
+@given(weights=st.lists(st.floats(0, 2), min_size=1, max_size=40), share=st.floats(0.01, 1.0))
+def test_tempered_weights_reach_the_size_that_is_asked_or_are_equal(weights: list[float], share: float) -> None:
+    given_, least = np.array(weights), share * len(weights)
+    found = tempered(given_, least)
+    assert ((found > 0) == (given_ > 0)).all()
+    if effective_sample_size(given_) >= least:
+        np.testing.assert_array_equal(found, given_)
+        return
+    reachable = float((given_ > 0).sum())
+    assert effective_sample_size(found) >= min(least, reachable) * (1 - 1e-6)
+    order = np.argsort(given_, kind="stable")
+    assert (np.diff(found[order]) >= -1e-12).all()
+
+
+def test_tempering_takes_no_more_than_it_must() -> None:
+    weights = np.array([2.0, 1e-3, 1e-3, 1e-3, 1e-3, 1e-3])
+    found = tempered(weights, 3.0)
+    assert effective_sample_size(found) == pytest.approx(3.0, rel=1e-6)
+    assert np.log(found[0]) / np.log(2.0) == pytest.approx(np.log(found[1]) / np.log(1e-3))
+    np.testing.assert_allclose(tempered(weights, 6.0), np.ones(6), rtol=1e-6)
+    np.testing.assert_array_equal(tempered(np.zeros(3), 2.0), np.zeros(3))
