@@ -59,6 +59,7 @@ class Learner:
         self.unused_outcomes = 0
         self._log, self._store, self._base, self._clock = log, store, base, clock
         self.sentinel = Sentinel(config.sentinel)
+        self._told: Vitals | None = None
         self._data = data
         self._state_file = data / STATE_FILE if data is not None else None
         self._halted = ""
@@ -168,7 +169,8 @@ class Learner:
         view = self.critic.view()
         if self.trainer is not None:
             self.trainer.increment(view, self._touched, self._recent_versions())
-        halt = self.sentinel.judge(self._vitals(), self._clock.now_ms())
+        self._told = self._vitals()
+        halt = self.sentinel.judge(self._told, self._clock.now_ms())
         return self._publish(view) if halt is None else self._halt(halt)
 
     def _vitals(self) -> Vitals | None:
@@ -290,6 +292,7 @@ class Learner:
             "kl": 0.0,
             "kl_budget": self.config.kl_budget,
             **({} if self.trainer is None else self.trainer.facts()),
+            **_sample_facts(self._told),
             **calibration_facts(self.critic.forecasts.calibration),
             "increment": self.increments,
             "outcomes": len(self.critic.buffer.entries),
@@ -329,3 +332,10 @@ class Learner:
         )
         self._log.append([Append("policies", manifest.version, to_json(record))])
         self._policies.refresh()
+
+
+def _sample_facts(vitals: Vitals | None) -> dict[str, Scalar | None]:
+    """What the sentinel knows of the newest samples, for a version's record; None where it does not know."""
+    names = ("length", "duplicates", "rejected")
+    told = {name: math.nan if vitals is None else float(getattr(vitals, name)) for name in names}
+    return {f"samples_{name}": None if math.isnan(value) else value for name, value in told.items()}

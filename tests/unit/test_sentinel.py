@@ -12,7 +12,7 @@ import pytest
 from optimizer.control import HALT_FILE, RESUME_FILE
 from optimizer.learning.learner import Learner
 from optimizer.learning.sentinel import Sentinel, SentinelConfig
-from optimizer.maths.sentinel import Limits, Vitals, ails
+from optimizer.maths.sentinel import Conversions, Limits, Vitals, ails, baits, reason_of
 from optimizer.stream.views import live_policy, policy_table
 from optimizer.types import Candidate, Decode, Pool
 from serving.operate import Operator
@@ -50,6 +50,12 @@ def test_each_ill_has_its_phrase(field: str, value: float, said: str) -> None:
     why = ails(WELL._replace(**{field: value}), Limits())
     assert why is not None
     assert said in why
+    assert reason_of(why) == field
+
+
+def test_every_reason_has_a_name() -> None:
+    assert reason_of(str(baits(Conversions(1e-6, 0.5, 2.0)))) == "bait"
+    assert reason_of("the moon is full") == "other"
 
 
 def test_what_is_not_known_ails_nothing() -> None:

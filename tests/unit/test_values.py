@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,10 +22,10 @@ TEXT = candidate("Run light")
 LATER = START_MS + 300 * HOUR
 
 
-def add(critic: Critic, made: Campaign, name: str, revision: int = 1, text: Candidate = TEXT, **seen: object) -> None:
+def add(critic: Critic, made: Campaign, name: str, revision: int = 1, text: Candidate = TEXT, **seen: Any) -> None:
     own = {"variant_id": text.variant_id, "attribution": made.attribution, "reward": made.reward}
     ids = {"campaign_id": made.campaign_id, "tenant": made.tenant}
-    critic.add(outcome(name, revision, **{**own, **ids, **seen}), made, text.slots)  # type: ignore[arg-type]
+    critic.add(outcome(name, revision, **{**own, **ids, **seen}), made, text.slots)
 
 
 def score(view: CriticView, made: Campaign, texts: list[Candidate]) -> np.ndarray:
@@ -37,7 +38,7 @@ def fitted(critic: Critic, times: int = 12) -> Critic:
     return critic
 
 
-def teach(critic: Critic, made: Campaign, sale: dict[str, object], rates: list[float], count: int = 1_200) -> None:
+def teach(critic: Critic, made: Campaign, sale: dict[str, Any], rates: list[float], count: int = 1_200) -> None:
     """Closed decisions on as many texts as there are rates; a tenth of the clicks become a `sale`."""
     rng = np.random.default_rng(len(made.campaign_id))
     for at in range(count):
@@ -72,7 +73,7 @@ def test_a_click_is_worth_what_still_comes_be_it_a_gain_or_a_loss(weight: float)
     critic = Critic(CONFIG)
     for at in range(400):
         start, sold = START_MS + at * 1_000, at % 2
-        at_start: dict[str, object] = {"click": True, "impression_ts": start}
+        at_start: dict[str, Any] = {"click": True, "impression_ts": start}
         add(critic, made, f"h{at}", 1, as_of=start, **at_start)
         add(critic, made, f"h{at}", 2, as_of=start + 50 * HOUR, conversions=sold, **at_start)
         add(critic, made, f"h{at}", 3, as_of=START_MS + 200 * HOUR, conversions=sold, closed=True, **at_start)
@@ -179,7 +180,7 @@ def test_revisions_take_back_what_they_had_added() -> None:
             add(critic, made, f"d{at}", 2, click=at % 2 == 0, conversions=int(at % 4 == 0), closed=True)
     assert twice.price(made) == pytest.approx(once.price(made))
     for output in ("clicked", "unclicked"):
-        tables = [critic._values.units.table(output) for critic in (twice, once)]  # type: ignore[arg-type]
+        tables = [critic._values.units.table(output) for critic in (twice, once)]
         assert tables[0] == pytest.approx(tables[1])
 
 
