@@ -140,8 +140,8 @@ class Learner:
         decision = outcome.decision
         campaign = self._campaigns.rows.get(f"{decision.tenant}/{decision.campaign_id}")
         slots = self._shelf.slots(campaign, outcome) if campaign is not None else None
-        if campaign is None or slots is None:
-            # A deleted campaign, or a text that is no longer held: nothing can be learnt from it.
+        if campaign is None or slots is None or not self._shelf.offers(decision):
+            # A deleted campaign, a text that is no longer held, a draw that can't be: nothing can be learnt from it.
             self.unused_outcomes += 1
             return
         if self.critic.add(outcome, campaign, slots):

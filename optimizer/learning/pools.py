@@ -9,9 +9,10 @@ import msgspec
 
 from optimizer.learning.archive import Archive
 from optimizer.stream.log import EventLog, whole
-from optimizer.types import Campaign, Outcome, Pool
+from optimizer.types import Campaign, Decision, Outcome, Pool
 
 POLL_RECORDS = 200
+ROUNDING = 1e-9  # by which a probability may be over 1
 
 
 class PoolShelf:
@@ -64,6 +65,15 @@ class PoolShelf:
                 return campaign.controls[decision.candidate]
             return None
         return self._texts.get((decision.tenant, decision.variant_id))
+
+    def offers(self, decision: Decision) -> bool:
+        """Whether the decision says with which probability it drew, and from a place that its pool has. The joiner lets
+        in others too: what was shown can be joined without knowing that."""
+        at, probabilities = decision.candidate, decision.probabilities
+        pool = self._pools.get(decision.pool_id)
+        if at < 0 or (probabilities and at >= len(probabilities)) or (pool is not None and at >= len(pool.candidates)):
+            return False
+        return 0.0 < (probabilities[at] if probabilities else decision.propensity) <= 1.0 + ROUNDING
 
     def note(self, pool_id: str, decision_id: str) -> None:
         """A decision drew from this pool."""
