@@ -27,6 +27,7 @@ from optimizer.learning.update import UpdateReport
 from optimizer.learning.view import CriticView
 from optimizer.maths.sentinel import Vitals
 from optimizer.store import Manifest, PolicyStore
+from optimizer.stream.guarded import GuardedDecode
 from optimizer.stream.log import Append, EventLog, whole
 from optimizer.stream.views import campaign_table, live_policy, policy_table
 from optimizer.types import Outcome, PolicyRecord, Scalar, Stage, to_json
@@ -62,9 +63,10 @@ class Learner:
         self._data = data
         self._state_file = data / STATE_FILE if data is not None else None
         self._halted = ""
-        self._campaigns = campaign_table(log)
-        self._policies = policy_table(log)
-        self._shelf = PoolShelf(log, noted=self.sentinel.note_pool)
+        self._guarded = GuardedDecode()
+        self._campaigns = campaign_table(log, self._guarded)
+        self._policies = policy_table(log, self._guarded)
+        self._shelf = PoolShelf(log, noted=self.sentinel.note_pool, guarded=self._guarded)
         start = whole(log, "outcomes")
         self._outcome_places = tuple(start)
         self._outcomes = log.reader(start)
@@ -85,6 +87,11 @@ class Learner:
     def last(self) -> UpdateReport | None:
         """What the last gradient step said; None before the first."""
         return None if self.trainer is None else self.trainer.last
+
+    @property
+    def bad_records(self) -> int:
+        """Records that could not be read, of any topic: skipped, each logged with its place."""
+        return self._guarded.skipped
 
     # -- reading -------------------------------------------------------------------------------------------------------
 
@@ -130,8 +137,9 @@ class Learner:
         self._campaigns.refresh()
         self._shelf.refresh()
         for record in records:
-            if record.value is not None:
-                self._take(self._decoder.decode(record.value))
+            outcome = None if record.value is None else self._guarded.read(record, record.value, self._decoder.decode)
+            if outcome is not None:
+                self._take(outcome)
         return len(records)
 
     def _take(self, outcome: Outcome) -> None:

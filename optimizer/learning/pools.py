@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 import msgspec
 
 from optimizer.learning.archive import Archive
+from optimizer.stream.guarded import GuardedDecode
 from optimizer.stream.log import EventLog, whole
 from optimizer.types import Campaign, Decision, Outcome, Pool
 
@@ -24,10 +25,12 @@ class PoolShelf:
         capacity: int = 2_000,
         texts: int = 200_000,
         noted: Callable[[Pool], None] = lambda _pool: None,
+        guarded: GuardedDecode | None = None,
     ) -> None:
         """`noted` is told of each pool, in the log's order."""
         self.archive = Archive()
         self._noted = noted
+        self._guarded = guarded or GuardedDecode()
         self._reader = log.reader(whole(log, "candidates"))
         self._decoder = msgspec.json.Decoder(Pool)
         self._pools: OrderedDict[str, Pool] = OrderedDict()
@@ -40,8 +43,9 @@ class PoolShelf:
         count = 0
         while records := self._reader.poll(POLL_RECORDS):
             for record in records:
-                if record.value is not None:
-                    self._take(self._decoder.decode(record.value))
+                pool = None if record.value is None else self._guarded.read(record, record.value, self._decoder.decode)
+                if pool is not None:
+                    self._take(pool)
                     count += 1
         return count
 

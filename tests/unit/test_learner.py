@@ -340,6 +340,21 @@ def test_a_draw_that_cannot_be_is_counted_and_taught_to_nobody(tiny_loop: Loop, 
     assert "odd" not in learner.critic.buffer.entries
 
 
+def test_what_cannot_be_read_stops_no_learning(tiny_loop: Loop) -> None:
+    learner = tiny_loop.learner()
+    shown = [
+        outcome(f"k{at}", source="control", candidate=0, pool_id="", probabilities=[1.0])
+        for at in range(SMALL_LEARNER.min_outcomes)
+    ]
+    bad = [b"{nonsense", b"{}", b"[" * 100_000, b"\xff"]
+    topics = ("campaigns", "policies", "candidates", "outcomes")
+    tiny_loop.log.append([Append(topic, "x", value) for topic in topics for value in bad])
+    tiny_loop.log.append([Append("outcomes", each.decision_id, to_json(each)) for each in shown])
+    assert learner.step()
+    assert learner.increments == 1
+    assert learner.bad_records == len(topics) * len(bad)
+
+
 def test_controls_teach_the_critic_but_not_the_policy(tiny_loop: Loop) -> None:
     learner = tiny_loop.learner()
     shown = [
