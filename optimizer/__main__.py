@@ -20,6 +20,7 @@ from pathlib import Path
 from optimizer.clock import SystemClock
 from optimizer.errors import AdloopError, ConfigError
 from optimizer.maths.attribution import EXTRA_RETENTION_MS, GRACE_MS
+from optimizer.signals import terminable
 from optimizer.stream.assignment import Assignment
 from optimizer.stream.exporter import Exporter, JoinerFigures
 from optimizer.stream.joiner import Joiner
@@ -39,23 +40,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a verb; expected errors become one sentence on stderr. Returns the exit status."""
     verb, *rest = (sys.argv[1:] if argv is None else argv) or [""]
     try:
-        match verb:
-            case "join":
-                return main_join(rest)
-            case "pretrain" if not rest and (made := _made_already()) is not None:
-                print(made)
-                return 0
-            case "learn" | "pretrain":
-                # Imported here because the joiner needs none of it.
-                from optimizer.learning.commands import main_learn, main_pretrain
+        with terminable():
+            match verb:
+                case "join":
+                    return main_join(rest)
+                case "pretrain" if not rest and (made := _made_already()) is not None:
+                    print(made)
+                    return 0
+                case "learn" | "pretrain":
+                    # Imported here because the joiner needs none of it.
+                    from optimizer.learning.commands import main_learn, main_pretrain
 
-                return main_learn(rest) if verb == "learn" else main_pretrain(rest)
-            case "-h" | "--help":
-                print(USAGE)
-                return 0
-            case _:
-                print(USAGE, file=sys.stderr)
-                return 2
+                    return main_learn(rest) if verb == "learn" else main_pretrain(rest)
+                case "-h" | "--help":
+                    print(USAGE)
+                    return 0
+                case _:
+                    print(USAGE, file=sys.stderr)
+                    return 2
     except KeyboardInterrupt:
         return 0
     except (AdloopError, OSError, sqlite3.Error) as error:

@@ -51,8 +51,6 @@ def main_learn(argv: Sequence[str]) -> int:
     if not args.kl_budget > 0:
         parser.error(f"--kl-budget: got {args.kl_budget}, expected nats > 0")
     stopping = threading.Event()
-    for name in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(name, lambda *_: stopping.set())
     shown, told = bar(Console(stderr=True))
     try:
         with closing(open_log(args.log)) as log:
@@ -63,6 +61,9 @@ def main_learn(argv: Sequence[str]) -> int:
                 learning = open_learning(args.data, args.model, told)
             share_processor()
             learner = learning.learner(log, SystemClock(), LearnerConfig(kl_budget=args.kl_budget))
+            # From here on a step is finished first; before, a signal interrupts what may take minutes.
+            for name in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(name, lambda *_: stopping.set())
             print("learning; Ctrl-C stops", file=sys.stderr, flush=True)
             step_until(stopping, learner.step)
     except (AdloopError, OSError) as error:
