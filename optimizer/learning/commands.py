@@ -4,6 +4,7 @@ seconds to load, and help and refusals come at once."""
 from __future__ import annotations
 
 import argparse
+import math
 import signal
 import sys
 import threading
@@ -48,8 +49,8 @@ def main_learn(argv: Sequence[str]) -> int:
     """`python -m optimizer learn --log URL --data DIR`."""
     parser = learn_parser()
     args = parser.parse_args(argv)
-    if not args.kl_budget > 0:
-        parser.error(f"--kl-budget: got {args.kl_budget}, expected nats > 0")
+    if not 0 < args.kl_budget < math.inf:
+        parser.error(f"--kl-budget: got {args.kl_budget}, expected more than 0 nats, and not infinitely many")
     stopping = threading.Event()
     shown, told = bar(Console(stderr=True))
     try:
