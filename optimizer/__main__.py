@@ -20,6 +20,7 @@ from pathlib import Path
 from optimizer.clock import SystemClock
 from optimizer.errors import AdloopError, ConfigError
 from optimizer.maths.attribution import EXTRA_RETENTION_MS, GRACE_MS
+from optimizer.signals import terminable
 from optimizer.stream.assignment import Assignment
 from optimizer.stream.exporter import Exporter, JoinerFigures
 from optimizer.stream.joiner import Joiner
@@ -31,6 +32,7 @@ POLL_S = 0.2
 PROGRESS_EVERY_S = 2.0
 RETRY_S = 1.0
 LOOK_EVERY_S = 1.0  # at the figures that are shown
+MOST_MS = 2**53  # a time plus this still fits 64 bits
 COLLECT = (100_000, 50, 100)  # thresholds of the garbage collector
 USAGE = "usage: python -m optimizer {join,learn,pretrain} [options]; each knows --help"
 
@@ -39,23 +41,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a verb; expected errors become one sentence on stderr. Returns the exit status."""
     verb, *rest = (sys.argv[1:] if argv is None else argv) or [""]
     try:
-        match verb:
-            case "join":
-                return main_join(rest)
-            case "pretrain" if not rest and (made := _made_already()) is not None:
-                print(made)
-                return 0
-            case "learn" | "pretrain":
-                # Imported here because the joiner needs none of it.
-                from optimizer.learning.commands import main_learn, main_pretrain
+        with terminable():
+            match verb:
+                case "join":
+                    return main_join(rest)
+                case "pretrain" if not rest and (made := _made_already()) is not None:
+                    print(made)
+                    return 0
+                case "learn" | "pretrain":
+                    # Imported here because the joiner needs none of it.
+                    from optimizer.learning.commands import main_learn, main_pretrain
 
-                return main_learn(rest) if verb == "learn" else main_pretrain(rest)
-            case "-h" | "--help":
-                print(USAGE)
-                return 0
-            case _:
-                print(USAGE, file=sys.stderr)
-                return 2
+                    return main_learn(rest) if verb == "learn" else main_pretrain(rest)
+                case "-h" | "--help":
+                    print(USAGE)
+                    return 0
+                case _:
+                    print(USAGE, file=sys.stderr)
+                    return 2
     except KeyboardInterrupt:
         return 0
     except (AdloopError, OSError, sqlite3.Error) as error:
@@ -179,7 +182,7 @@ def _join_parser() -> argparse.ArgumentParser:
     parser.add_argument("--log", required=True, help="sqlite:///PATH or kafka://HOST:PORT[,HOST:PORT]?prefix=adloop.")
     parser.add_argument("--state", required=True, type=Path, help="the joiner's own folder; one joiner per folder")
     parser.add_argument("--group", help="consumer group to share partitions in; the embedded log has none, ignores it")
-    parser.add_argument("--metrics-port", type=int, metavar="PORT", help="show /metrics and /readyz there")
+    parser.add_argument("--metrics-port", type=_port, metavar="PORT", help="show /metrics and /readyz there")
     parser.add_argument("--metrics-host", default="127.0.0.1", metavar="HOST", help="listen there (%(default)s)")
     parser.add_argument("--until-idle", type=_seconds, metavar="SECONDS", help="end when nothing has come for so long")
     parser.add_argument("--data", type=Path, help=f"the folder with {TOKEN_KEYS_FILE}, as `python -m serving` makes it")
@@ -206,9 +209,16 @@ def _seconds(text: str) -> float:
 
 def _millis(text: str) -> int:
     ms = int(text)
-    if ms < 0:
-        raise argparse.ArgumentTypeError(f"got {text}, expected 0 or more milliseconds")
+    if not 0 <= ms <= MOST_MS:
+        raise argparse.ArgumentTypeError(f"got {text}, expected 0 to {MOST_MS} milliseconds")
     return ms
+
+
+def _port(text: str) -> int:
+    port = int(text)
+    if not 0 <= port <= 65_535:
+        raise argparse.ArgumentTypeError(f"got {text}, expected 0 to 65535")
+    return port
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from msgspec import Struct
 from safetensors import SafetensorError
 
 from optimizer.errors import StoreError
+from optimizer.stream.guarded import UNREADABLE
 from optimizer.types import Scalar
 
 if TYPE_CHECKING:
@@ -126,14 +127,16 @@ class PolicyStore:
 
     def manifest(self, version: str) -> Manifest:
         """Raises StoreError for a version that is not there or whose manifest is not its own."""
-        folder = self._folder(version)
+        path = self._folder(version) / MANIFEST
+        if path.is_symlink():
+            raise StoreError(f"policy {version}: {MANIFEST} is a link; it is refused")
         try:
-            manifest = msgspec.json.decode((folder / MANIFEST).read_bytes(), type=Manifest)
+            manifest = msgspec.json.decode(path.read_bytes(), type=Manifest)
         except FileNotFoundError as error:
             raise StoreError(
                 f"policy {version}: not in the store; choose one of /v1/policies whose files are kept"
             ) from error
-        except (msgspec.MsgspecError, OSError) as error:
+        except (*UNREADABLE, OSError) as error:
             raise StoreError(f"policy {version}: {MANIFEST} can't be read ({error}); the version is refused") from error
         if (
             manifest.version != version

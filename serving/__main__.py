@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 from optimizer.clock import SystemClock
 from optimizer.errors import AdloopError
 from optimizer.loop import step_until
+from optimizer.signals import terminable
 from serving.settings import Settings, settings_from
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 # Python's default of 5 ms is how long a thread that computes may keep a request waiting for the interpreter.
 SWITCH_INTERVAL_S = 0.0005
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -38,10 +40,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     try:
-        settings = settings_from(options, os.environ)
-        if options.verb == "generate":
-            return run_generator(settings)
-        return run_server(settings, options.host, options.port)
+        with terminable():
+            settings = settings_from(options, os.environ)
+            if options.verb == "generate":
+                return run_generator(settings)
+            return run_server(settings, options.host, options.port)
     except KeyboardInterrupt:
         return 0
     except (AdloopError, OSError) as error:
@@ -58,6 +61,9 @@ def run_server(settings: Settings, host: str, port: int) -> int:
     with bind(host, port) as listening, closing(open_log(settings.log_url)) as log:
         process = Process(settings, log, SystemClock())
         fault = asyncio.run(_serve(process, listening))
+        # The end has begun, and takes a few seconds at most: a second signal must not cut it short with another status.
+        for number in SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
         idle = process.stop()
         if fault is not None:
             print(f"adloop: {fault}", file=sys.stderr)
@@ -77,7 +83,7 @@ def run_generator(settings: Settings) -> int:
     from serving.roles import LearningOnce, PromptGuard, make_generator
 
     stopping = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in SIGNALS:
         signal.signal(number, lambda *_: stopping.set())
     with closing(open_log(settings.log_url)) as log:
         opened = LearningOnce(settings.data, settings.model)
@@ -98,6 +104,9 @@ async def _serve(process: Process, listening: socket.socket) -> str | None:
     def end() -> None:
         loop.call_soon_threadsafe(stop.set)
 
+    # Before the first role: from here on whoever ends this must end them in order.
+    for number in SIGNALS:
+        loop.add_signal_handler(number, stop.set)
     process.start(on_fatal=end)
     await serve(process.app, listening, process.ready, lambda: _announce(url_of(listening)), stop, process.closing)
     return process.fault

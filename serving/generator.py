@@ -24,6 +24,7 @@ from optimizer.learning.prompt import Prompt, build_prompt, fill
 from optimizer.learning.traffic import due, place_name
 from optimizer.learning.view import CriticView
 from optimizer.store import PolicyStore
+from optimizer.stream.guarded import GuardedDecode
 from optimizer.stream.log import Append, EventLog, whole
 from optimizer.stream.views import campaign_table, live_policy, policy_table
 from optimizer.types import Campaign, Candidate, Decode, Pool, to_json
@@ -86,8 +87,9 @@ class Generator:
         self.sampled = 0
         self.rejected: dict[str, int] = {}
         self._log, self._store, self._base, self._clock, self._gate = log, store, base, clock, gate
-        self._campaigns = campaign_table(log)
-        self._policies = policy_table(log)
+        self._guarded = GuardedDecode()
+        self._campaigns = campaign_table(log, self._guarded)
+        self._policies = policy_table(log, self._guarded)
         self._reader = log.reader(whole(log, "candidates"))
         self._decoder = msgspec.json.Decoder(Pool)
         self._pools: dict[Place, Pool] = {}
@@ -147,8 +149,8 @@ class Generator:
         self._policies.refresh()
         while records := self._reader.poll(200):
             for record in records:
-                if record.value is not None:
-                    pool = self._decoder.decode(record.value)
+                pool = None if record.value is None else self._guarded.read(record, record.value, self._decoder.decode)
+                if pool is not None:
                     self._archive.add(pool)
                     if not pool.pool_id.startswith(FRESH_PREFIX):
                         self._pools[(pool.tenant, pool.campaign_id, pool.segment)] = pool

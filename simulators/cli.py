@@ -27,7 +27,7 @@ VERBS = {
     "learn": Verb("the learner (python -m optimizer learn)", "optimizer.__main__", named=True),
     "pretrain": Verb("train the tiny language model", "optimizer.__main__", named=True),
     "log": Verb("`log dump URL TOPIC`: a topic's records as JSON lines", "simulators.records", named=True),
-    "quarantine": Verb("`quarantine list|replay`: records that were refused", "simulators.records", named=True),
+    "quarantine": Verb("`quarantine list|replay URL`: records that were refused", "simulators.records", named=True),
 }
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import signal
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -17,15 +16,16 @@ from typing import Any
 import msgspec
 
 from optimizer.errors import AdloopError
+from optimizer.signals import terminable
 
 
-def execute(work: Callable[[], int]) -> int:
-    """Run a verb; returns its exit status, with expected errors told in a sentence. Others are bugs and stay
-    tracebacks."""
-    before = signal.signal(signal.SIGTERM, _interrupt)
+def execute(work: Callable[[], int], name: str = "adloop") -> int:
+    """Run a verb; returns its exit status, with expected errors told in a sentence that begins with `name`. Others are
+    bugs and stay tracebacks."""
     try:
-        status = work()
-        sys.stdout.flush()
+        with terminable():
+            status = work()
+            sys.stdout.flush()
     except KeyboardInterrupt:
         return 0
     except BrokenPipeError:
@@ -33,10 +33,8 @@ def execute(work: Callable[[], int]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except (AdloopError, OSError) as error:
-        print(f"adloop: {error}", file=sys.stderr)
+        print(f"{name}: {error}", file=sys.stderr)
         return 1
-    finally:
-        signal.signal(signal.SIGTERM, before)
     return status
 
 
@@ -66,7 +64,3 @@ def _number(text: str, least: int) -> int:
     if not (text.isascii() and text.isdigit()) or not least <= int(text) < 2**31:
         raise argparse.ArgumentTypeError(f"got {text!r}, expected a whole number from {least}")
     return int(text)
-
-
-def _interrupt(signal_number: int, frame: object) -> None:
-    raise KeyboardInterrupt

@@ -23,9 +23,10 @@ from pathlib import Path
 from rich.console import Console
 
 from optimizer.clock import SystemClock
-from optimizer.errors import AdloopError, ConfigError
+from optimizer.errors import ConfigError
+from optimizer.signals import interrupt
 from simulators.ad_client import AdClient, Unreachable
-from simulators.command import positive, whole
+from simulators.command import execute, positive, whole
 from simulators.pace import Monitor, Pace
 from simulators.report import DemoResult, write_report
 from simulators.roles import check_empty, running_roles
@@ -209,21 +210,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         log=arguments.log,
         report=None if arguments.no_report else arguments.report or Path("runs") / f"demo-{arguments.seed}.html",
     )
+    return execute(lambda: _play(options, arguments.json), "demo")
+
+
+def _play(options: Options, json_wanted: bool) -> int:
     err = Console(stderr=True)
-    try:
-        with _folder(options.data) as data:
-            run = asyncio.run(_until_stopped(demo(options, data, load_world(WORLD, options.seed), err)))
-        if run is None:
-            print("demo: stopped before its end, the server with it", file=sys.stderr)
-            return 0
-        report = write_report(run.result, options.report) if options.report else None
-    except (AdloopError, OSError) as error:
-        print(f"demo: {error}", file=sys.stderr)
-        return 1
-    (err if arguments.json else Console()).print(
-        summary(run.result, run.requests_per_s, str(report) if report else None)
-    )
-    if arguments.json:
+    with _folder(options.data) as data:
+        world = load_world(WORLD, options.seed)
+        run = asyncio.run(_until_stopped(demo(options, data, world, err)))
+        signal.signal(signal.SIGTERM, interrupt)  # again: the event loop took its handler with it
+    if run is None:
+        print("demo: stopped before its end, the server with it", file=sys.stderr)
+        return 0
+    report = write_report(run.result, options.report) if options.report else None
+    (err if json_wanted else Console()).print(summary(run.result, run.requests_per_s, str(report) if report else None))
+    if json_wanted:
         print(as_json(run.result, report))
     return 0
 

@@ -104,7 +104,8 @@ def play_shard(shard: Shard, folder: Path, report: Report) -> Played:
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
-    """The replay's figures (contracts section 5, and more). Raises BadInput for a file that can't be used."""
+    """The replay's figures (contracts section 5, and more). `groups` and `arms` are what was played, `file_groups` and
+    `file_arms` all that the file has for a play. Raises BadInput for a file that can't be used."""
     begun = time.perf_counter()
     grouped = text_groups(read_arms(options.data), options.keep_broken_weeks)
     if not grouped.groups:
@@ -145,7 +146,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         },
         "kind": "simulation from real arm rates",
         "through": "critic and selector" if options.direct else "serving, log, joiner, critic",
-        "groups_in_file": len(grouped.groups),
+        "file_groups": len(grouped.groups),
+        "file_arms": grouped.arms,
         "taught_groups": len(split.past),
         "played_from_week": split.week,
         "relative_variance": tau2,

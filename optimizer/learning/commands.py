@@ -4,6 +4,7 @@ seconds to load, and help and refusals come at once."""
 from __future__ import annotations
 
 import argparse
+import math
 import signal
 import sys
 import threading
@@ -48,11 +49,9 @@ def main_learn(argv: Sequence[str]) -> int:
     """`python -m optimizer learn --log URL --data DIR`."""
     parser = learn_parser()
     args = parser.parse_args(argv)
-    if not args.kl_budget > 0:
-        parser.error(f"--kl-budget: got {args.kl_budget}, expected nats > 0")
+    if not 0 < args.kl_budget < math.inf:
+        parser.error(f"--kl-budget: got {args.kl_budget}, expected more than 0 nats, and not infinitely many")
     stopping = threading.Event()
-    for name in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(name, lambda *_: stopping.set())
     shown, told = bar(Console(stderr=True))
     try:
         with closing(open_log(args.log)) as log:
@@ -63,6 +62,9 @@ def main_learn(argv: Sequence[str]) -> int:
                 learning = open_learning(args.data, args.model, told)
             share_processor()
             learner = learning.learner(log, SystemClock(), LearnerConfig(kl_budget=args.kl_budget))
+            # From here on a step is finished first; before, a signal interrupts what may take minutes.
+            for name in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(name, lambda *_: stopping.set())
             print("learning; Ctrl-C stops", file=sys.stderr, flush=True)
             step_until(stopping, learner.step)
     except (AdloopError, OSError) as error:

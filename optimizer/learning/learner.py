@@ -27,6 +27,7 @@ from optimizer.learning.update import UpdateReport
 from optimizer.learning.view import CriticView
 from optimizer.maths.sentinel import Vitals
 from optimizer.store import Manifest, PolicyStore
+from optimizer.stream.guarded import GuardedDecode
 from optimizer.stream.log import Append, EventLog, whole
 from optimizer.stream.views import campaign_table, live_policy, policy_table
 from optimizer.types import Outcome, PolicyRecord, Scalar, Stage, to_json
@@ -63,9 +64,10 @@ class Learner:
         self._data = data
         self._state_file = data / STATE_FILE if data is not None else None
         self._halted = ""
-        self._campaigns = campaign_table(log)
-        self._policies = policy_table(log)
-        self._shelf = PoolShelf(log, noted=self.sentinel.note_pool)
+        self._guarded = GuardedDecode()
+        self._campaigns = campaign_table(log, self._guarded)
+        self._policies = policy_table(log, self._guarded)
+        self._shelf = PoolShelf(log, noted=self.sentinel.note_pool, guarded=self._guarded)
         start = whole(log, "outcomes")
         self._outcome_places = tuple(start)
         self._outcomes = log.reader(start)
@@ -86,6 +88,11 @@ class Learner:
     def last(self) -> UpdateReport | None:
         """What the last gradient step said; None before the first."""
         return None if self.trainer is None else self.trainer.last
+
+    @property
+    def bad_records(self) -> int:
+        """Records that could not be read, of any topic: skipped, each logged with its place."""
+        return self._guarded.skipped
 
     # -- reading -------------------------------------------------------------------------------------------------------
 
@@ -131,8 +138,9 @@ class Learner:
         self._campaigns.refresh()
         self._shelf.refresh()
         for record in records:
-            if record.value is not None:
-                self._take(self._decoder.decode(record.value))
+            outcome = None if record.value is None else self._guarded.read(record, record.value, self._decoder.decode)
+            if outcome is not None:
+                self._take(outcome)
         return len(records)
 
     def _take(self, outcome: Outcome) -> None:
@@ -141,8 +149,8 @@ class Learner:
         decision = outcome.decision
         campaign = self._campaigns.rows.get(f"{decision.tenant}/{decision.campaign_id}")
         slots = self._shelf.slots(campaign, outcome) if campaign is not None else None
-        if campaign is None or slots is None:
-            # A deleted campaign, or a text that is no longer held: nothing can be learnt from it.
+        if campaign is None or slots is None or not self._shelf.offers(decision):
+            # A deleted campaign, a text that is no longer held, a draw that can't be: nothing can be learnt from it.
             self.unused_outcomes += 1
             return
         if self.critic.add(outcome, campaign, slots):

@@ -8,10 +8,12 @@ from collections.abc import Callable, Iterable, Mapping
 import msgspec
 
 from optimizer.learning.archive import Archive
+from optimizer.stream.guarded import GuardedDecode
 from optimizer.stream.log import EventLog, whole
-from optimizer.types import Campaign, Outcome, Pool
+from optimizer.types import Campaign, Decision, Outcome, Pool
 
 POLL_RECORDS = 200
+ROUNDING = 1e-9  # by which a probability may be over 1
 
 
 class PoolShelf:
@@ -23,10 +25,12 @@ class PoolShelf:
         capacity: int = 2_000,
         texts: int = 200_000,
         noted: Callable[[Pool], None] = lambda _pool: None,
+        guarded: GuardedDecode | None = None,
     ) -> None:
         """`noted` is told of each pool, in the log's order."""
         self.archive = Archive()
         self._noted = noted
+        self._guarded = guarded or GuardedDecode()
         self._reader = log.reader(whole(log, "candidates"))
         self._decoder = msgspec.json.Decoder(Pool)
         self._pools: OrderedDict[str, Pool] = OrderedDict()
@@ -39,8 +43,9 @@ class PoolShelf:
         count = 0
         while records := self._reader.poll(POLL_RECORDS):
             for record in records:
-                if record.value is not None:
-                    self._take(self._decoder.decode(record.value))
+                pool = None if record.value is None else self._guarded.read(record, record.value, self._decoder.decode)
+                if pool is not None:
+                    self._take(pool)
                     count += 1
         return count
 
@@ -64,6 +69,15 @@ class PoolShelf:
                 return campaign.controls[decision.candidate]
             return None
         return self._texts.get((decision.tenant, decision.variant_id))
+
+    def offers(self, decision: Decision) -> bool:
+        """Whether the decision says with which probability it drew, and from a place that its pool has. The joiner lets
+        in others too: what was shown can be joined without knowing that."""
+        at, probabilities = decision.candidate, decision.probabilities
+        pool = self._pools.get(decision.pool_id)
+        if at < 0 or (probabilities and at >= len(probabilities)) or (pool is not None and at >= len(pool.candidates)):
+            return False
+        return 0.0 < (probabilities[at] if probabilities else decision.propensity) <= 1.0 + ROUNDING
 
     def note(self, pool_id: str, decision_id: str) -> None:
         """A decision drew from this pool."""

@@ -25,6 +25,8 @@ from optimizer.types import Attribution, CountRule, Decision, Event, Reason, Rew
 MAX_INPUT_BYTES: Final = 1024 * 1024
 MAX_VALUE: Final = 1e12
 YEAR_2020_MS: Final = 1_577_836_800_000
+# Far enough for clocks that are wrong and for streams in simulated time; micro- and nanoseconds and 2100 are beyond it.
+MOST_AHEAD_MS: Final = 3_650 * 24 * 3_600_000
 _MAX_MS: Final = 2**61  # so that a time plus a window still fits 64 bits
 
 T = TypeVar("T")
@@ -121,6 +123,10 @@ def read_decision(record: Record, value: bytes) -> Decision:
         raise Refused("value", f"propensity: got {decision.propensity!r}, expected more than 0 and at most 1")
     if decision.ts < YEAR_2020_MS:
         raise Refused("clock", f"ts: got {decision.ts}, expected epoch milliseconds from 2020 on")
+    # By the log's own time, so that a rebuild says the same; a log that stamps nothing says 0 or -1.
+    latest = max(record.ts, YEAR_2020_MS) + MOST_AHEAD_MS
+    if decision.ts > latest:
+        raise Refused("clock", f"ts: got {decision.ts}, expected epoch milliseconds up to {latest}")
     return decision
 
 

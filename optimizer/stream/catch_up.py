@@ -16,6 +16,7 @@ from msgspec import Struct
 
 from optimizer.errors import AdloopError
 from optimizer.maths.attribution import Attributed
+from optimizer.stream.guarded import UNREADABLE
 from optimizer.stream.log import Append, EventLog, Record, TopicPartition
 from optimizer.stream.state import Progress, Published, StateStore
 from optimizer.types import Components, Reason
@@ -167,7 +168,7 @@ class _Tail:
 def _decoded(decoder: msgspec.json.Decoder[T], record: Record) -> T:
     try:
         return decoder.decode(record.value or b"")
-    except msgspec.DecodeError as error:
+    except UNREADABLE as error:
         raise AdloopError(
             f"{record.topic}: a record is not as a joiner writes it (offset {record.offset}: {error}), so state "
             "can't be rebuilt from it; restore the state folder, or start a new log"

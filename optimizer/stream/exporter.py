@@ -110,8 +110,10 @@ class Exporter:
 
         try:
             self._server = ThreadingHTTPServer((host, port), Handler)
-        except OSError as error:
-            raise ConfigError(f"--metrics-port: got {port}, not free to listen on ({error}); give another") from error
+        except (OSError, OverflowError, UnicodeError) as error:
+            raise ConfigError(
+                f"--metrics-host {host} --metrics-port {port}: cannot listen there ({error}); give another"
+            ) from error
         self.port = int(self._server.server_address[1])
         threading.Thread(target=self._server.serve_forever, name="exporter", daemon=True).start()
 

@@ -18,6 +18,8 @@ from optimizer.stream.kafka_url import KafkaConfig
 from optimizer.stream.log import MAX_RECORD_BYTES, TOPICS
 
 PARTITIONED: Final = ("decisions", "events", "outcomes")
+# Of the first three the order matters; a joiner notes how far it knows the quarantine by one offset.
+SINGLE: Final = ("campaigns", "candidates", "policies", "quarantine")
 COMPACTED: Final = frozenset({"campaigns", "policies"})
 EXPIRING: Final = frozenset({*PARTITIONED, "quarantine"})
 DEFAULT_PARTITIONS: Final = 4
@@ -66,11 +68,11 @@ def _partitions(config: KafkaConfig, counts: Mapping[str, int]) -> int:
             f"partitions: got {told}, expected equal counts (a key's records must meet in one joiner); start a new log "
             "under another prefix, and copy the records over"
         )
-    for topic in ("campaigns", "candidates", "policies"):
+    for topic in SINGLE:
         if counts.get(topic, 1) != 1:
             raise ConfigError(
-                f"partitions: got {counts[topic]} of {config.prefix}{topic}, expected 1 (its order matters); delete "
-                "the topic while it is empty, or use another prefix"
+                f"partitions: got {counts[topic]} of {config.prefix}{topic}, expected 1 (it is read as one sequence); "
+                "delete the topic while it is empty, or use another prefix"
             )
     count = next(iter(there.values()), config.partitions or DEFAULT_PARTITIONS)
     if config.partitions is not None and config.partitions != count:

@@ -17,6 +17,7 @@ TIMEOUT_S: Final = 30.0
 USERNAME_VARIABLE: Final = "ADLOOP_KAFKA_USERNAME"
 PASSWORD_VARIABLE: Final = "ADLOOP_KAFKA_PASSWORD"
 CLIENT_VARIABLE: Final = "ADLOOP_KAFKA_CLIENT"
+MOST_DIGITS: Final = 9  # of a number in a URL: Python refuses to read thousands of them
 MAX_PARTITIONS: Final = 256
 MAX_TIMEOUT_S: Final = 3600.0
 # What is left of Kafka's 249 characters for a topic's name, less our longest name.
@@ -114,7 +115,7 @@ def _servers(authority: str) -> tuple[str, ...]:
     servers = tuple(hosts.split(","))
     for server in servers:
         host, _, port = server.rpartition(":")
-        if not host or not (port.isascii() and port.isdigit()) or not 0 < int(port) < 65_536:
+        if not host or not (port.isascii() and port.isdigit() and len(port) <= 5) or not 0 < int(port) < 65_536:
             raise _wrong("log", f"broker {server!r}", "kafka://HOST:PORT[,HOST:PORT]")
     return servers
 
@@ -158,8 +159,8 @@ def _whole(options: Mapping[str, str], name: str, largest: int) -> int | None:
     text = options.get(name)
     if text is None:
         return None
-    if not (text.isascii() and text.isdigit() and 1 <= int(text) <= largest):
-        raise _wrong(name, repr(text), f"a whole number from 1 to {largest}")
+    if not (text.isascii() and text.isdigit() and len(text) <= MOST_DIGITS and 1 <= int(text) <= largest):
+        raise _wrong(name, repr(text[:80]), f"a whole number from 1 to {largest}")
     return int(text)
 
 

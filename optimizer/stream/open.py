@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 from pathlib import Path
 from typing import Literal
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import parse_qsl, unquote
 
 from optimizer.clock import Clock, SystemClock
 from optimizer.errors import ConfigError
 from optimizer.stream.kafka_log import KafkaLog
-from optimizer.stream.kafka_url import KAFKA_PREFIX, parse_kafka_url
+from optimizer.stream.kafka_url import KAFKA_PREFIX, MOST_DIGITS, parse_kafka_url
 from optimizer.stream.log import EventLog
 from optimizer.stream.sqlite_log import SqliteLog
 
@@ -28,7 +28,7 @@ def open_log(url: str, clock: Clock | None = None, create: bool = True) -> Event
     if url.startswith(KAFKA_PREFIX):
         return KafkaLog(parse_kafka_url(url, os.environ), clock, create)
     if not url.startswith(SQLITE_PREFIX):
-        scheme = urlsplit(url).scheme or url
+        scheme = url.partition(":")[0][:80]
         raise ConfigError(f"log: got {scheme!r}, expected sqlite:///PATH or kafka://HOST:PORT; correct the log's URL")
     path, options = _sqlite_options(url)
     if not path:
@@ -48,15 +48,18 @@ def _sqlite_options(url: str) -> tuple[str, dict[str, str]]:
     options = dict(parse_qsl(query, keep_blank_values=True))
     if unknown := sorted(set(options) - {"partitions", "synchronous"}):
         raise ConfigError(f"log: got option {unknown[0]!r}, expected partitions or synchronous; correct the log's URL")
-    return unquote(path), options
+    path = unquote(path)
+    if "\0" in path:
+        raise ConfigError(f"log: got {path!r}, expected a path without a null byte; correct the log's URL")
+    return path, options
 
 
 def _partitions(options: dict[str, str]) -> int | None:
     text = options.get("partitions")
     if text is None:
         return None
-    if not (text.isascii() and text.isdigit()):
-        raise ConfigError(f"partitions: got {text!r}, expected a whole number from 1; correct the log's URL")
+    if not (text.isascii() and text.isdigit() and len(text) <= MOST_DIGITS):
+        raise ConfigError(f"partitions: got {text[:80]!r}, expected a whole number from 1; correct the log's URL")
     return int(text)
 
 

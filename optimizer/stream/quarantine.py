@@ -9,6 +9,7 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 from optimizer.stream.dump import records
+from optimizer.stream.guarded import UNREADABLE, GuardedDecode
 from optimizer.stream.log import TOPICS, Append, EventLog
 from optimizer.types import Quarantined, Reason, to_json
 
@@ -51,12 +52,14 @@ def quarantined(
 
 
 def list_(log: EventLog, reasons: Collection[Reason] | None = None) -> Iterator[Quarantined]:
-    """The quarantine records, each place once, in log order; only those with one of `reasons`, if given."""
+    """The quarantine records, each place once, in log order; only those with one of `reasons`, if given. What no joiner
+    wrote is skipped, with a warning."""
     seen: set[Place] = set()
+    guarded = GuardedDecode()
     for record in records(log, "quarantine"):
-        if record.value is None:
+        refused = None if record.value is None else guarded.read(record, record.value, _QUARANTINED.decode)
+        if refused is None:
             continue
-        refused = _QUARANTINED.decode(record.value)
         place = place_of(refused)
         if place not in seen and (reasons is None or refused.reason in reasons):
             seen.add(place)
@@ -95,12 +98,15 @@ def _append_of(log: EventLog, refused: Quarantined) -> Append | str:
     topic = next((topic for topic in TOPICS if log.topic_name(topic) == refused.topic), None)
     if topic is None:
         return f"its topic {refused.topic!r} is not in this log"
-    payload = base64.b64decode(refused.payload)
+    try:
+        payload = base64.b64decode(refused.payload)
+    except ValueError:
+        return "its payload is not base64"
     if len(payload) != refused.size:
         return f"only {len(payload)} of its {refused.size} bytes were kept"
     try:
         found: Any = _ANY.decode(payload)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    except UNREADABLE:
         return "it is not JSON, so it names no decision"
     key = found.get("decision_id") if isinstance(found, dict) else None
     if not isinstance(key, str):

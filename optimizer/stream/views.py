@@ -9,7 +9,8 @@ from typing import Generic, TypeVar
 
 import msgspec
 
-from optimizer.stream.log import EventLog, whole
+from optimizer.stream.guarded import GuardedDecode
+from optimizer.stream.log import EventLog, Record, whole
 from optimizer.types import Campaign, PolicyRecord
 
 logger = logging.getLogger(__name__)
@@ -20,27 +21,37 @@ POLL_RECORDS = 1000
 
 
 class Table(Generic[T]):
-    """The newest value per key of one topic; a null value removes the key. Not thread-safe: one owner refreshes it."""
+    """The newest value per key of one topic; a null value removes the key, one that can't be read leaves it as it was.
+    Not thread-safe: one owner refreshes it."""
 
-    def __init__(self, log: EventLog, topic: str, decode: Callable[[bytes], T]) -> None:
+    def __init__(
+        self, log: EventLog, topic: str, decode: Callable[[bytes], T], guarded: GuardedDecode | None = None
+    ) -> None:
         self.rows: dict[str, T] = {}
         self._decode = decode
+        self._guarded = guarded or GuardedDecode()
         self._reader = log.reader(whole(log, topic))
 
     def refresh(self) -> list[str]:
         """Read to the end of the topic; returns the keys that changed, in log order."""
         changed: list[str] = []
         while records := self._reader.poll(POLL_RECORDS):
-            for record in records:
-                if record.key is None:
-                    continue
-                key = record.key.decode()
-                if record.value is None:
-                    self.rows.pop(key, None)
-                else:
-                    self._put(key, self._decode(record.value))
-                changed.append(key)
+            changed += [key for record in records if (key := self._take(record)) is not None]
         return changed
+
+    def _take(self, record: Record) -> str | None:
+        """The key that the record changed."""
+        key = None if record.key is None else self._guarded.read(record, record.key, bytes.decode)
+        if key is None:
+            return None
+        if record.value is None:
+            self.rows.pop(key, None)
+            return key
+        row = self._guarded.read(record, record.value, self._decode)
+        if row is None:
+            return None
+        self._put(key, row)
+        return key
 
     def _put(self, key: str, row: T) -> None:
         # Pop first, so that the order of the rows is the order of the last records in the log.
@@ -48,10 +59,10 @@ class Table(Generic[T]):
         self.rows[key] = row
 
 
-def campaign_table(log: EventLog) -> Table[Campaign]:
+def campaign_table(log: EventLog, guarded: GuardedDecode | None = None) -> Table[Campaign]:
     """Campaigns by `tenant/campaign_id`."""
     decoder = msgspec.json.Decoder(Campaign)
-    return Table(log, "campaigns", decoder.decode)
+    return Table(log, "campaigns", decoder.decode, guarded)
 
 
 class PolicyStages:
@@ -100,8 +111,8 @@ class PolicyStages:
 class PolicyTable(Table[PolicyRecord]):
     """`PolicyStages` kept in step with the log; what is refused is logged and changes nothing."""
 
-    def __init__(self, log: EventLog) -> None:
-        super().__init__(log, "policies", msgspec.json.Decoder(PolicyRecord).decode)
+    def __init__(self, log: EventLog, guarded: GuardedDecode | None = None) -> None:
+        super().__init__(log, "policies", msgspec.json.Decoder(PolicyRecord).decode, guarded)
         self.stages = PolicyStages()
         self.rows = self.stages.rows
 
@@ -111,9 +122,9 @@ class PolicyTable(Table[PolicyRecord]):
             logger.warning("%s", why)
 
 
-def policy_table(log: EventLog) -> PolicyTable:
+def policy_table(log: EventLog, guarded: GuardedDecode | None = None) -> PolicyTable:
     """Policy records by version."""
-    return PolicyTable(log)
+    return PolicyTable(log, guarded)
 
 
 def live_policy(policies: PolicyTable) -> PolicyRecord | None:

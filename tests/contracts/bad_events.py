@@ -89,6 +89,9 @@ class BadEvents(ABC):
     def test_28_times_of_another_age_or_unit_are_quarantined(self, rig: Rig) -> None:
         rig.join(D, *(event(D, f"e{i}", ts=ts) for i, ts in enumerate((0, 4_102_444_800_000, T0 // 1000))))
         assert rig.reasons() == ["clock"] * 3
+        rig.join(*(decision(f"d{ts}", ts=ts) for ts in (0, 4_102_444_800_000, T0 // 1000, T0 * 1000)))
+        assert rig.reasons() == ["clock"] * 7
+        assert rig.joiner.event_time(0) == T0
 
     def test_29_values_out_of_range_are_rejected(self, rig: Rig) -> None:
         told = [("conversion", -1), ("conversion", 1e12 + 1), ("rating", 1.01), ("rating", -0.01)]

@@ -78,6 +78,9 @@ def test_another_partition_count_refuses_to_start_and_names_the_way_out(tmp_path
         ("sqlite:///{}/x?synchronous=normal", "full or off"),
         ("sqlite:///{}/x?sync=off", "option 'sync'"),
         ("sqlite:////proc/nowhere/x", "can't be"),
+        ("http://[", "log: got 'http', expected sqlite"),
+        ("sqlite:///{}/x%00y", "null byte"),
+        ("sqlite:///{}/x?partitions=" + "9" * 5_000, "whole number"),
     ],
 )
 def test_a_wrong_url_is_refused_by_name(url: str, match: str, tmp_path: Path) -> None:

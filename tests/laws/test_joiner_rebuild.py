@@ -113,11 +113,12 @@ def test_a_rebuild_that_is_interrupted_goes_on(rig: Rig, monkeypatch: pytest.Mon
     assert [(outcome["revision"], outcome["components"]["click"]) for outcome in last.values()] == [(2, 1)] * 10
 
 
-def test_outcomes_that_no_joiner_wrote_stop_a_rebuild(tmp_path: Path) -> None:
+@pytest.mark.parametrize("value", [b"nonsense", b'{"events": ["\xff"]}', b'{"x": ' + b"[" * 100_000])
+def test_outcomes_that_no_joiner_wrote_stop_a_rebuild(tmp_path: Path, value: bytes) -> None:
     rig = Rig(tmp_path)
     rig.joiner.close()
     shutil.rmtree(rig.folder / "state")
-    rig.put(Append("outcomes", "d1", b"nonsense"))
+    rig.put(Append("outcomes", "d1", value))
     with pytest.raises(AdloopError, match="outcomes: a record is not as a joiner writes it"):
         Joiner(rig.log, rig.folder / "state", KEYS, rig.clock, durable=False)
     rig.log.close()

@@ -9,13 +9,15 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import cast
 
 import pytest
 
-from optimizer.errors import AdloopError
-from optimizer.stream.log import Append
+from optimizer.errors import AdloopError, ConfigError
+from optimizer.stream.log import Append, EventLog
 from optimizer.stream.open import open_log
 from optimizer.types import Quarantined, to_json
+from simulators import records
 from simulators.cli import VERBS, main, usage
 from simulators.command import execute
 
@@ -70,6 +72,7 @@ def test_every_verb_has_help(verb: list[str], capsys: pytest.CaptureFixture[str]
         ["log"],
         ["log", "dump", "sqlite:///x.db", "nonsense"],
         ["quarantine", "list"],
+        ["quarantine", "list", "sqlite:///x", "--log", "sqlite:///y"],
         ["quarantine", "replay", "--log", "sqlite:///x", "--reason", "dislike"],
         ["quarantine", "replay", "--log", "sqlite:///x", "--place", "events/0"],
     ],
@@ -106,6 +109,41 @@ def test_log_dump_prints_every_record(tmp_path: Path, capfdbinary: pytest.Captur
         (0, "default/c2", {"base64": "/w=="}),
         (0, "default/c1", None),
     ]
+
+
+@pytest.mark.parametrize("topic", ["decisions", "adloop.decisions"])
+def test_log_dump_takes_a_topics_full_name(
+    tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes], topic: str
+) -> None:
+    url = f"sqlite:///{tmp_path / 'log.db'}"
+    log = open_log(url)
+    log.append([Append("decisions", "d1", b"{}")])
+    log.close()
+    assert main(["log", "dump", url, topic]) == 0
+    assert [json.loads(row)["key"] for row in capfdbinary.readouterr().out.splitlines()] == ["d1"]
+    assert main(["log", "dump", url, f"other.{topic}"]) == 1
+    assert b"topic: got 'other." in capfdbinary.readouterr().err
+
+
+def test_a_topics_full_name_is_the_one_under_the_logs_own_prefix() -> None:
+    class Prefixed:
+        def topic_name(self, topic: str) -> str:
+            return f"mine.{topic}"
+
+    log = cast(EventLog, Prefixed())
+    assert [records._named(log, name) for name in ("decisions", "mine.decisions")] == ["decisions"] * 2
+    with pytest.raises(ConfigError, match=r"topic: got 'adloop\.decisions'"):
+        records._named(log, "adloop.decisions")
+
+
+def test_quarantine_takes_its_log_as_log_dump_does(tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes]) -> None:
+    url = f"sqlite:///{tmp_path / 'log.db'}"
+    log = open_log(url)
+    log.append([Append("quarantine", "", to_json(Quarantined("events", 0, 3, "orphan", "no", 2, "e30=")))])
+    log.close()
+    for arguments in (["list", url], ["list", "--log", url], ["list", url, "--log", url], ["replay", url]):
+        assert main(["quarantine", *arguments]) == 0
+        assert [json.loads(row)["offset"] for row in capfdbinary.readouterr().out.splitlines()] == [3]
 
 
 def test_quarantine_lists_and_replays(tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes]) -> None:

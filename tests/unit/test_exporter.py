@@ -64,6 +64,9 @@ def test_every_figure_is_shown(rig: Rig) -> None:
     assert get(exporter.port, "/else")[0] == 404
     with pytest.raises(ConfigError, match="--metrics-port"):
         Exporter(figures, exporter.port)
+    for host, port in (("127.0.0.1", 99_999), ("127.0.0.1", -1), ("x" * 64, 0)):
+        with pytest.raises(ConfigError, match=f"--metrics-host {host} --metrics-port {port}: cannot listen"):
+            Exporter(figures, port, host)
     exporter.close()
 
 

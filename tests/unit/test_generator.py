@@ -66,6 +66,15 @@ def test_each_segment_gets_one_pool_of_the_live_version(loop: Loop) -> None:
     assert not loop.generator(seed=1).step()
 
 
+def test_what_cannot_be_read_stops_no_writing(loop: Loop) -> None:
+    bad = [b"{nonsense", b"{}", b"[" * 100_000, b"\xff"]
+    topics = ("campaigns", "policies", "candidates")
+    loop.log.append([Append(topic, "x", value) for topic in topics for value in bad])
+    generator = loop.generator()
+    assert generator.step()
+    assert generator.sampled > 0
+
+
 def test_duplicates_are_counted_and_names_filled_in(loop: Loop) -> None:
     generator = loop.generator(MANY)
     generator.step()

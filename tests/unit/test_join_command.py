@@ -109,6 +109,37 @@ def test_wrong_usage_is_2(argv: list[str], capsys: pytest.CaptureFixture[str]) -
     assert "usage" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("verb", "option", "value"),
+    [
+        ("join", "--metrics-port", "99999"),
+        ("join", "--metrics-port", "-1"),
+        ("join", "--grace-ms", str(2**63)),
+        ("join", "--extra-retention-ms", str(2**63)),
+        *(("learn", "--kl-budget", value) for value in ("inf", "nan", "0", "-1")),
+    ],
+)
+def test_a_number_that_no_option_takes_is_named(
+    verb: str, option: str, value: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more = {"join": ["--state", "y"], "learn": ["--data", "y"]}[verb]
+    with pytest.raises(SystemExit) as ended:
+        main([verb, "--log", "nowhere", *more, f"{option}={value}"])
+    assert ended.value.code == 2
+    err = capsys.readouterr().err
+    assert option in err.splitlines()[-1]
+    assert value in err.splitlines()[-1]
+
+
+def test_a_log_that_is_none_is_told_in_a_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "keys").write_text(KEYS)
+    options = ["--state", str(tmp_path / "state"), "--token-keys", str(tmp_path / "keys")]
+    assert main(["join", "--log", "http://[", *options]) == 1
+    assert capsys.readouterr().err == (
+        "adloop: log: got 'http', expected sqlite:///PATH or kafka://HOST:PORT; correct the log's URL\n"
+    )
+
+
 def test_what_fails_beside_a_step_does_not_end_it(capsys: pytest.CaptureFixture[str]) -> None:
     """A broker that went away between a step and the progress line ended the process."""
 

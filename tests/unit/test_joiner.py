@@ -12,8 +12,9 @@ import msgspec
 import pytest
 
 from optimizer.errors import ConfigError, LogTruncated
+from optimizer.stream.admission import MOST_AHEAD_MS, read_decision
 from optimizer.stream.joiner import Joiner
-from optimizer.stream.log import Append, TopicPartition
+from optimizer.stream.log import Append, Record, TopicPartition
 from optimizer.stream.sqlite_log import SqliteLog
 from optimizer.stream.state import hash_of
 from optimizer.stream.tokens import TokenKeys
@@ -276,6 +277,26 @@ def test_28_times_of_another_age_or_unit(rig: Rig, ts: int) -> None:
 def test_28_a_decision_is_from_2020_on(rig: Rig, ts: int, reasons: list[str]) -> None:
     rig.join(decision(ts=ts))
     assert rig.reasons() == reasons
+
+
+@pytest.mark.parametrize("ts", [4_102_444_800_000, T0 * 1000, T0 + MOST_AHEAD_MS + 1])
+def test_28_a_decision_from_the_far_future_is_refused_and_moves_no_event_time(rig: Rig, ts: int) -> None:
+    rig.join(D, event(D, "i"))
+    last = rig.join(decision("ahead", ts=ts), event(D, "c", "click", T0 + 5))
+    assert rig.reasons() == ["clock"]
+    assert (last["d1"]["state"], last["d1"]["reward"]) == ("open", 1.0)
+    assert rig.joiner.event_time(0) == T0 + 1_000
+
+
+def test_28_a_decision_may_be_years_ahead_of_the_log_as_simulated_time_is(rig: Rig) -> None:
+    rig.join(decision(ts=T0 + MOST_AHEAD_MS))
+    assert rig.reasons() == []
+
+
+def test_28_a_log_without_times_of_its_own_refuses_no_decision_of_today() -> None:
+    made = appended(D)
+    record = Record("decisions", 0, 0, made.key.encode(), made.value, -1)
+    assert read_decision(record, made.value or b"").ts == T0
 
 
 @pytest.mark.parametrize(

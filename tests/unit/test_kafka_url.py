@@ -57,6 +57,8 @@ def test_every_option_is_taken(tmp_path: Path) -> None:
         ("kafka://host:1?password=x", "option 'password'"),
         ("kafka://host:1?prefix=a/b", "prefix: got 'a/b'"),
         ("kafka://host:1?partitions=0", "partitions: got '0', expected a whole number from 1 to 256"),
+        ("kafka://host:1?partitions=" + "9" * 5_000, "partitions: got '999"),
+        ("kafka://host:" + "9" * 5_000, "broker 'host:999"),
         ("kafka://host:1?timeout_s=nan", "timeout_s: got 'nan'"),
         ("kafka://host:1?client=java", "client: got 'java'"),
         ("kafka://host:1?compression=7z", "compression: got '7z'"),

@@ -23,6 +23,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "optimizer.config",
         "optimizer.ids",
         "optimizer.loop",
+        "optimizer.signals",
     ),
     ("optimizer.maths",),
     ("optimizer.stream",),

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -309,6 +310,49 @@ def test_what_nothing_can_be_learnt_from_is_counted(tiny_loop: Loop) -> None:
     assert learner.increments == 0
     # The watch for bait takes them all the same: were late conversions left out, the clicks before them would be bait.
     assert len(learner.sentinel.bait) == 2
+
+
+@pytest.mark.parametrize(
+    "drew",
+    [
+        {"candidate": 99},
+        {"candidate": -1},
+        {"candidate": 99, "probabilities": [1.0 / 100] * 100},
+        {"candidate": 99, "probabilities": []},
+        {"probabilities": [0.0] * 99},
+        {"probabilities": [-0.5] * 99},
+        {"probabilities": [1.5] * 99},
+    ],
+)
+def test_a_draw_that_cannot_be_is_counted_and_taught_to_nobody(tiny_loop: Loop, drew: dict[str, Any]) -> None:
+    learner = tiny_loop.learner()
+    while tiny_loop.generator().step():
+        pass
+    (pool, *_) = tiny_loop.pools()
+    at = next(at for at, text in enumerate(pool.candidates) if text.rejected is None)
+    odd = {"pool_id": pool.pool_id, "candidate": at, "variant_id": pool.candidates[at].variant_id, **drew}
+    tiny_loop.serve(pool, SMALL_LEARNER.min_outcomes, np.random.default_rng(0), likes_short)
+    tiny_loop.log.append([Append("outcomes", "odd", to_json(outcome("odd", click=True, **odd)))])
+    while learner.step():
+        pass
+    assert learner.unused_outcomes == 1
+    assert learner.increments == 1
+    assert "odd" not in learner.critic.buffer.entries
+
+
+def test_what_cannot_be_read_stops_no_learning(tiny_loop: Loop) -> None:
+    learner = tiny_loop.learner()
+    shown = [
+        outcome(f"k{at}", source="control", candidate=0, pool_id="", probabilities=[1.0])
+        for at in range(SMALL_LEARNER.min_outcomes)
+    ]
+    bad = [b"{nonsense", b"{}", b"[" * 100_000, b"\xff"]
+    topics = ("campaigns", "policies", "candidates", "outcomes")
+    tiny_loop.log.append([Append(topic, "x", value) for topic in topics for value in bad])
+    tiny_loop.log.append([Append("outcomes", each.decision_id, to_json(each)) for each in shown])
+    assert learner.step()
+    assert learner.increments == 1
+    assert learner.bad_records == len(topics) * len(bad)
 
 
 def test_controls_teach_the_critic_but_not_the_policy(tiny_loop: Loop) -> None:

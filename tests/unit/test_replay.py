@@ -238,6 +238,7 @@ def test_the_command_prints_the_contracts_keys(tmp_path: Path, capsys: pytest.Ca
     out, err = capsys.readouterr()
     figures = json.loads(out.splitlines()[-1])
     assert (figures["groups"], figures["arms"]) == (1, 2)
+    assert (figures["file_groups"], figures["file_arms"]) == (2, 4)
     assert list(figures["captured"]) == ["uniform", "thompson", "ucb", "adloop"]
     assert all(list(shares) == ["1000", "5000", "15000"] for shares in figures["captured"].values())
     assert "a sample of 1 of the 2 later groups" in err

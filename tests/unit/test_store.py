@@ -179,12 +179,14 @@ def test_a_flipped_bit_a_missing_file_and_a_folder_in_its_place_are_refused(stor
     [
         (lambda m: b"{", "can't be read"),
         (lambda m: b"\xff", "can't be read"),
+        (lambda m: msgspec.json.encode(m).replace(b'":"base"', b'":"\xff"'), "can't be read"),
+        (lambda m: b'{"x": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", "can't be read"),
         (lambda m: msgspec.json.encode(msgspec.structs.replace(m, version="000001-000000000000")), "does not describe"),
         (lambda m: msgspec.json.encode(msgspec.structs.replace(m, content_hash="0" * 64)), "does not describe"),
         (lambda m: msgspec.json.encode(msgspec.structs.replace(m, files={})), "does not describe"),
         (lambda m: msgspec.json.encode(msgspec.structs.replace(m, base="sly")), "does not describe"),
     ],
-    ids=["cut", "no text", "version", "hash", "files", "base"],
+    ids=["cut", "no text", "a text of none", "deep nesting", "version", "hash", "files", "base"],
 )
 def test_a_manifest_that_is_not_its_versions_own_is_refused(
     store: PolicyStore, spoil: Callable[[Manifest], bytes], reason: str
@@ -240,6 +242,11 @@ def test_links_out_of_the_store_are_refused(store: PolicyStore, tmp_path: Path) 
     path.symlink_to(moved)
     with pytest.raises(StoreError, match="is a link"):
         store.policy_tensors(inside, WEIGHTS, "base")
+    told = store.root / inside / "manifest.json"
+    told.rename(tmp_path / "told")
+    told.symlink_to(tmp_path / "told")
+    with pytest.raises(StoreError, match=r"manifest\.json is a link"):
+        store.manifest(inside)
     PolicyStore(store.root, keep=1).prune(set())
     assert (outside.root / away).is_dir()
 
