@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import hashlib
 import hmac
 import ipaddress
@@ -117,7 +116,7 @@ def from_browser(authorization: str | None) -> str | None:
         return authorization
     try:
         _, colon, key = base64.b64decode(encoded.strip(), validate=True).decode("utf-8").partition(":")
-    except (binascii.Error, UnicodeDecodeError):
+    except ValueError:  # not ASCII, not base64, not UTF-8
         return authorization
     return f"Bearer {key}" if colon else authorization
 
