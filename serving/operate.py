@@ -45,32 +45,35 @@ class Operator:
         ]
 
     def promote(self, version: str) -> PolicyRecord:
-        """Make the version live. Raises Problem 404; 409 where it is live already or was rolled back."""
+        """Make the version live; where it is live already, nothing is written. Raises Problem 404; 409 where it was
+        rolled back or its files are damaged."""
         with self._views.lock:
             record = self._known(version)
-            live = self._views.live()
-            if live is not None and live.version == version:
-                raise conflict("version", version, "a version that is not live", "there is nothing to do")
             if record.stage == "rolled_back":
                 raise conflict("version", version, "a version that was not rolled back", "promote another version")
             if (damage := self._damage(version)) is not None:
                 raise conflict("version", damage, "a version whose files are whole", "promote another version")
+            live = self._views.live()
+            if live is not None and live.version == version:
+                return live
             return self._append(self._staged(record, "live"))[-1]
 
     def rollback(self, version: str) -> PolicyRecord:
         """Take the version out of use; where it was live, its nearest parent that is not rolled back is live again.
+        Where it is out already, nothing is written.
 
-        Returns the record that is live afterwards. Raises Problem 404; 409 where it is rolled back already, or is live
-        and has no parent to go back to.
+        Returns the record that is live afterwards. Raises Problem 404; 409 where there is none: it is live and has no
+        parent to go back to, or nothing is live.
         """
         with self._views.lock:
             record = self._known(version)
-            if record.stage == "rolled_back":
-                raise conflict("version", version, "a version that is not rolled back yet", "there is nothing to do")
             live = self._views.live()
             if live is not None and live.version != version:
-                self._append(self._staged(record, "rolled_back"))
+                if record.stage != "rolled_back":
+                    self._append(self._staged(record, "rolled_back"))
                 return live
+            if record.stage == "rolled_back":
+                raise conflict("version", version, "a version to be live afterwards", "promote another version")
             parent = self._nearest_parent(record)
             if parent is None:
                 raise conflict("version", version, "a version with a parent to go back to", "promote another one first")
