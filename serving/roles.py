@@ -31,7 +31,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-SURE_PROMPT_BYTES = 256  # the tiny model takes 256 tokens, and no text has more byte-level BPE tokens than bytes
+# The tiny model takes 256 tokens of prompt and 256 of slots, and no text has more byte-level BPE tokens than bytes.
+SURE_PROMPT_BYTES = 256
+LEAST_SLOT_TOKENS = 8  # the room for text that a slot must have beside its `name:` (optimizer/learning/policy.py)
 FRESH_WAIT_S = 0.05
 # transformers is safe for neither of two things in two threads at once: its lazy import, and building a model from
 # files (while it does, torch makes tensors without data in every thread).
@@ -125,7 +127,8 @@ class Writer:
         self._generator = None
 
     def fresh(self, campaign: Campaign, segment: str, cancelled: Callable[[], bool]) -> Pool | None:
-        """A pool for one request; None while there is no model or no version, or when the request was cancelled."""
+        """A pool for one request; None while there is no model or no version, where the model has no room for the
+        campaign, or when the request was cancelled."""
         self._asking += 1
         try:
             while not self._turn.acquire(timeout=FRESH_WAIT_S):
@@ -164,8 +167,9 @@ class PromptGuard:
 
     def __call__(self, campaign: Campaign) -> FieldError | None:
         """The refused field, or None. Raises Problem 503."""
-        texts = [build_prompt(campaign, segment).text for segment in campaign.segments]
-        short = max(len(text.encode()) for text in texts) <= SURE_PROMPT_BYTES
+        prompts = [len(build_prompt(campaign, segment).text.encode()) for segment in campaign.segments]
+        slots = sum(len(f"{slot.name}:".encode()) + LEAST_SLOT_TOKENS for slot in campaign.slots)
+        short = max(*prompts, slots) <= SURE_PROMPT_BYTES
         if short and self._known is None and (self._given is None or not self._given.is_dir()):
             return None
         known = self._find()

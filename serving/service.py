@@ -34,7 +34,7 @@ REFUSED_MS = 10_000
 NO_POLICY = "none"
 
 # Samples a pool for one request and appends it under an id that begins with FRESH_PREFIX: called with campaign, segment
-# and `cancelled`; None while the model is not ready.
+# and `cancelled`; None where the model cannot write one now, or once cancelled.
 FreshSampler = Callable[[Campaign, str, Callable[[], bool]], "Pool | None"]
 # The prompt is longer than the model takes: (campaign) -> the refused field; None where it fits.
 PromptLimit = Callable[[Campaign], "FieldError | None"]
@@ -49,7 +49,7 @@ class AdService:
       epsilon: the selector's share of uniform exploration.
       retention_ms: kept beyond the attribution windows (contracts section 4).
       prompt_limit: asked at `put_campaign`; None lets every prompt pass.
-      fresh: samples a pool for `fresh: true`; None answers such requests with 503.
+      fresh: samples a pool for `fresh: true`; without it such requests get controls.
     """
 
     def __init__(
@@ -177,12 +177,14 @@ class AdService:
         self, campaign: Campaign, context: Mapping[str, Scalar], cancelled: Callable[[], bool]
     ) -> tuple[Arms, Arms | None]:
         """As `_arms`, from a pool sampled now. It is sampled before the holdback draw, so that the probability of a
-        control is exact also where no fresh text may be shown."""
+        control is exact also where no fresh text may be shown, or none can be written."""
         segment = str(context["segment"])
         pool = self.fresh(campaign, segment, cancelled) if self.fresh is not None else None
-        if pool is None:
-            raise unavailable("the model is not ready to sample", "leave out `fresh`, or try again later", "fresh")
-        shelf = None if campaign.rules.require_approval else self.views.ready_shelf(campaign, pool)
+        if pool is None and cancelled():
+            raise unavailable("the client has left before there was a sample", "ask again", "fresh")
+        shelf = None
+        if pool is not None and not campaign.rules.require_approval:
+            shelf = self.views.ready_shelf(campaign, pool)
         if shelf is None:
             return control_arms(campaign, 1.0, self._live_version()), None
         learned = pool_arms(shelf, context, 1.0 - campaign.holdback, "fresh", self._epsilon)

@@ -9,9 +9,12 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import pytest
 
-from optimizer.types import Campaign, Product
+from optimizer.learning import policy
+from optimizer.types import Campaign, Product, Slot
+from serving import roles
 from serving.problems import Problem
 from serving.roles import PromptGuard, Writer
 
@@ -43,6 +46,20 @@ def test_while_the_model_is_made_only_sure_prompts_pass(tmp_path: Path) -> None:
     with pytest.raises(Problem) as refusal:
         guard(campaign(LONG))
     assert refusal.value.status == 503
+
+
+def test_slots_too_many_to_be_sure_about_wait_too(tmp_path: Path) -> None:
+    slots = tuple(Slot(f"slot-{i:02d}-of-sixteen") for i in range(16))
+    wide = msgspec.structs.replace(campaign(), slots=slots, controls=({slot.name: "Run" for slot in slots},))
+    with pytest.raises(Problem) as refusal:
+        PromptGuard(tmp_path, expected=True)(wide)
+    assert refusal.value.status == 503
+    narrow = msgspec.structs.replace(wide, slots=slots[:6])
+    assert PromptGuard(tmp_path, expected=True)(narrow) is None
+
+
+def test_the_room_of_a_slot_is_the_models_own() -> None:
+    assert roles.LEAST_SLOT_TOKENS == policy.LEAST_SLOT_TOKENS
 
 
 def test_where_no_model_will_ever_be_every_prompt_passes(tmp_path: Path) -> None:
