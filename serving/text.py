@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Iterable
+from functools import lru_cache
 
 # Controls, formats (bidirectional marks and zero-width characters among them), private use, surrogates, unassigned,
 # line and paragraph separators.
@@ -32,10 +33,17 @@ def folded(text: str) -> str:
 
 
 def banned_term(banned: Iterable[str], text: str) -> str | None:
-    """The first banned term that stands in `text` as whole words; None where there is none."""
-    inside = folded(text)
+    """A banned term that stands in `text` as whole words, the first in the text; None where there is none."""
+    pattern, terms = _banned(tuple(banned))
+    match = pattern.search(folded(text)) if terms else None
+    return None if match is None else terms[match.group()]
+
+
+@lru_cache(maxsize=256)
+def _banned(banned: tuple[str, ...]) -> tuple[re.Pattern[str], dict[str, str]]:
+    """One pattern for all terms (`re` itself keeps no more than 512), and each as it was given by its folded form."""
+    terms: dict[str, str] = {}
     for term in banned:
-        wanted = folded(term)
-        if wanted and re.search(rf"(?<!\w){re.escape(wanted)}(?!\w)", inside):
-            return term
-    return None
+        if wanted := folded(term):
+            terms.setdefault(wanted, term)
+    return re.compile(rf"(?<!\w)(?:{'|'.join(map(re.escape, terms))})(?!\w)"), terms
