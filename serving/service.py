@@ -16,7 +16,7 @@ import numpy as np
 from optimizer.clock import Clock
 from optimizer.errors import BadInput, FieldError
 from optimizer.ids import new_id
-from optimizer.stream.log import Append, EventLog
+from optimizer.stream.log import MAX_RECORD_BYTES, Append, EventLog
 from optimizer.stream.tokens import TokenKeys
 from optimizer.types import Campaign, Decision, Event, Pool, Scalar, to_json
 from serving.campaigns import campaign_body, campaign_from
@@ -225,7 +225,12 @@ class AdService:
         return NO_POLICY if live is None else live.version
 
     def _append(self, records: Sequence[Append]) -> None:
-        """Durable on return. A refusal is remembered for a while, so that readiness tells of it."""
+        """Durable on return. A refusal is remembered for a while, so that readiness tells of it. Raises BadInput for a
+        record that is too large, which the log would refuse."""
+        for record in records:
+            if record.value is not None and len(record.value) > MAX_RECORD_BYTES:
+                got, most = f"a record of {len(record.value)} bytes", f"at most {MAX_RECORD_BYTES}"
+                raise BadInput(FieldError("body", got, most, "send less"))
         try:
             self._log.append(records)
         except OSError:

@@ -196,6 +196,21 @@ def test_line_6_wrong_method_and_path(client: TestClient, method: str, path: str
     assert ("allow" in response.headers) == (status == 405)
 
 
+@pytest.mark.parametrize(
+    ("method", "path", "allowed"),
+    [
+        ("POST", "/v1/campaigns/c1", "DELETE, GET, HEAD, PUT"),
+        ("PATCH", "/v1/campaigns/c1", "DELETE, GET, HEAD, PUT"),
+        ("DELETE", "/v1/campaigns", "GET, HEAD"),
+        ("GET", GENERATE, "POST"),
+    ],
+)
+def test_line_6_every_method_of_the_path_is_named(client: TestClient, method: str, path: str, allowed: str) -> None:
+    response = client.request(method, path)
+    assert refused(response, 405)[0]["expected"] == allowed
+    assert response.headers["allow"] == allowed
+
+
 @pytest.mark.parametrize("count", [0, -1, 1_000_000_000, True, "3", 1.5, None, [1]])
 def test_line_7_count(rig: Rig, client: TestClient, count: object) -> None:
     def act() -> None:
