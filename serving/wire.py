@@ -21,7 +21,8 @@ MAX_GOT_CHARS = 80
 MAX_INTEGER_DIGITS = 300  # more would overflow a double
 MAX_DEPTH = 64  # the contract's deepest body has five; what reads a value recursively must not meet Python's limit
 _ESCAPED_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
-_AT = re.compile(r" - at (`key` in )?`(.*?)`$")
+_AT = re.compile(r" - at (`key` in )?`([^`]*)`\Z")  # the last one: what came before it may be a client's own text
+_UNKNOWN = re.compile(r"Object contains unknown field `(.*)`", re.DOTALL)
 
 
 class NotJSON(AdloopError):
@@ -138,14 +139,18 @@ def convert(value: object, kind: type[T]) -> T:
 
 def field_error(message: str, value: object, kind: object) -> FieldError:
     """Turn msgspec's sentence ("Expected `int`, got `str` - at `$.count`") into the error's four parts."""
-    at = _AT.search(message)
-    message = _AT.sub("", message)
+    whole = _UNKNOWN.fullmatch(message)
+    if whole and isinstance(value, dict) and whole.group(1) in value:
+        at = None  # a name of the body itself, which may end as a path would
+    else:
+        at = _AT.search(message)
+        message = _AT.sub("", message)
     path = (at.group(2) if at else "$").removeprefix("$")
     if at and at.group(1):
         field, got, expected = misnamed(path, value, kind)
         return FieldError(field or "body", f"the name {shown(got)}", expected, "rename it, or leave it out")
     field, got, expected = locate(path, value, kind)
-    if unknown := re.fullmatch(r"Object contains unknown field `(.*)`", message):
+    if unknown := _UNKNOWN.fullmatch(message):
         inner = _below(field, unknown.group(1) or '""')
         return FieldError(inner[:MAX_GOT_CHARS], "an unknown field", "only the fields of the contract", "leave it out")
     if missing := re.fullmatch(r"Object missing required field `(.*)`", message):

@@ -164,12 +164,30 @@ def test_line_5_a_gzip_bomb_is_415(rig: Rig, client: TestClient) -> None:
 
 
 @pytest.mark.parametrize(
-    "media", [None, "text/plain", "application/x-www-form-urlencoded", "application/json; charset=utf-16"]
+    "media",
+    [
+        None,
+        "text/plain",
+        "application/x-www-form-urlencoded",
+        "application/json; charset=utf-16",
+        "application/json; a=b; charset=utf-16",
+        'application/json; a="b;c"; Charset="UTF-16"',
+        "application/json; charset=utf-8; charset=utf-16",
+        "application/json;charset=",
+    ],
 )
 def test_line_6_another_content_type_is_415(rig: Rig, client: TestClient, media: str | None) -> None:
     headers = {} if media is None else {"content-type": media}
     content = b'{"campaign_id": "c1"}'
     unchanged(rig, lambda: refused(client.post(GENERATE, content=content, headers=headers), 415))
+
+
+@pytest.mark.parametrize(
+    "parameters", ["; charset=utf-8", '; a=b; charset="UTF-8"', '; a="; charset=utf-16"', "; charset=utf8 ; a=b", ";"]
+)
+def test_line_6_json_in_utf_8_passes_whatever_else_is_said(client: TestClient, parameters: str) -> None:
+    headers = {"content-type": "application/json" + parameters}
+    assert client.post(GENERATE, content=b'{"campaign_id": "c1"}', headers=headers).status_code == 200
 
 
 def test_line_6_cloudevents_are_for_events_only(client: TestClient) -> None:

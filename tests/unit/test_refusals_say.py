@@ -196,6 +196,22 @@ def test_events_say_it_in_their_detail(rig: Rig, client: TestClient, change: dic
     assert client.post(EVENTS, json=body).json()["results"][0]["detail"].startswith(told)
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["a\nb", "x - at `$.count", "x` - at `$.count", "`", "a`b", "x - at `key` in `$.context", "\n", "x` - at `$.y\n"],
+)
+def test_an_unknown_field_is_named_whatever_it_is_called(client: TestClient, name: str) -> None:
+    for body, field in (({"campaign_id": "c1", name: 1}, name), ({"campaign_id": "c1", "count": 1, name: 1}, name)):
+        check(client.post(GENERATE, json=body), Said(422, field, "an unknown field", "only the", "leave it out"))
+    inner = client.put(CAMPAIGN, json={**MINIMAL, "product": {"name": "x", name: 1}})
+    check(inner, Said(422, f"product.{name}", "an unknown field", "only the", "leave it out"))
+
+
+def test_a_value_that_looks_like_a_path_is_not_one(client: TestClient) -> None:
+    answer = client.put(CAMPAIGN, json={**MINIMAL, "content_type": "x` - at `$.holdback`"})
+    check(answer, Said(422, "content_type", "x` - at", "one of ad, blog_post", "send that"))
+
+
 @pytest.mark.parametrize("kind", [CampaignIn, GenerateIn, EventIn])
 @pytest.mark.parametrize("body", [None, 3, "x", [], [1], {"a": {"b": [1]}}, {"controls": [{"x": None}], "context": 1}])
 def test_whatever_comes_the_field_and_the_kind_are_named(kind: type, body: object) -> None:
