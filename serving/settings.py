@@ -9,8 +9,8 @@ from typing import Protocol
 from urllib.parse import urlsplit
 
 from optimizer.errors import ConfigError
-from optimizer.stream.tokens import TOKEN_KEYS_FILE, TokenKeys
-from serving.auth import KeyRing, check_exposure, is_loopback
+from optimizer.stream.tokens import TOKEN_KEYS_FILE, TokenKeys, parse_secrets, read_secrets
+from serving.auth import KeyRing, check_exposure, check_secrets, is_loopback
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,7 @@ def settings_from(options: Options, environment: Mapping[str, str]) -> Settings:
     except OSError as error:
         raise ConfigError(f"--data {data}: the folder cannot be made ({error}); choose another") from error
     private = not options.production and is_loopback(options.host)
+    why = "--production" if options.production else f"--host {options.host}"
     api_keys = KeyRing.parse(environment.get("ADLOOP_API_KEYS", ""), weak=private)
     if options.joiner and options.all:
         raise ConfigError("--joiner: got one with --all, which has its joiner in this process; leave one of them out")
@@ -58,24 +59,28 @@ def settings_from(options: Options, environment: Mapping[str, str]) -> Settings:
         data=data,
         log_url=options.log or f"sqlite:///{data / 'log.db'}",
         api_keys=api_keys,
-        token_keys=_token_keys(environment, data, options.production),
+        token_keys=_token_keys(environment, data, private, why),
         all_roles=options.all,
         model=options.model,
         joiners=tuple(map(_joiner_url, options.joiner or ())),
     )
 
 
-def _token_keys(environment: Mapping[str, str], data: Path, production: bool) -> TokenKeys:
-    """From ADLOOP_TOKEN_KEYS, else from the data folder, where development mode makes them."""
-    text = environment.get("ADLOOP_TOKEN_KEYS")
-    if text is not None:
-        return TokenKeys.parse(text)
-    if production and not (data / TOKEN_KEYS_FILE).exists():
+def _token_keys(environment: Mapping[str, str], data: Path, private: bool, why: str) -> TokenKeys:
+    """From ADLOOP_TOKEN_KEYS, else from the data folder, where development mode makes them; elsewhere they must be
+    there, and secrets."""
+    text, file = environment.get("ADLOOP_TOKEN_KEYS"), data / TOKEN_KEYS_FILE
+    if private:
+        return TokenKeys.load_or_create(data) if text is None else TokenKeys.parse(text)
+    if text is None and not file.exists():
         raise ConfigError(
-            f"ADLOOP_TOKEN_KEYS: got none, expected kid:base64[,...] with --production (or {data / TOKEN_KEYS_FILE}); "
+            f"ADLOOP_TOKEN_KEYS: got none, expected kid:base64[,...] with {why} (or {file}); "
             "set it: every process that signs or checks tokens needs the same keys"
         )
-    return TokenKeys.load_or_create(data)
+    secrets = parse_secrets(read_secrets(file) if text is None else text)
+    keys = TokenKeys(secrets)
+    check_secrets(secrets)
+    return keys
 
 
 def _joiner_url(text: str) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import os
 import socket
 from pathlib import Path
@@ -9,10 +11,19 @@ from pathlib import Path
 import pytest
 
 from optimizer.errors import ConfigError
-from serving.__main__ import main
+from serving.__main__ import _parser, main
 from serving.auth import KeyRing
+from serving.settings import settings_from
 
 GOOD_KEY = "Zk3vQ9rT1xLw7bNc"
+GOOD = {"ADLOOP_API_KEYS": f"{GOOD_KEY}:a:admin"}
+
+
+def encoded(secret: bytes) -> str:
+    return base64.b64encode(secret).decode()
+
+
+SECRET = encoded(hashlib.sha256(b"any").digest())
 
 
 @pytest.fixture(autouse=True)
@@ -47,9 +58,24 @@ def start(tmp_path: Path, *options: str) -> int:
         (["--production"], {"ADLOOP_API_KEYS": f"{GOOD_KEY}:acme:admin"}, "ADLOOP_TOKEN_KEYS"),
         (["--production"], {"ADLOOP_API_KEYS": f"{GOOD_KEY}:a:admin", "ADLOOP_TOKEN_KEYS": "k1:c2hvcnQ="}, "32"),
         ([], {"ADLOOP_TOKEN_KEYS": ""}, "ADLOOP_TOKEN_KEYS"),
+        ([], {"ADLOOP_TOKEN_KEYS": "k:é"}, "ADLOOP_TOKEN_KEYS"),
+        ([], {"ADLOOP_API_KEYS": "kéy-of-somebody-4711:acme:admin"}, "visible ASCII"),
+        ([], {"ADLOOP_API_KEYS": "key of somebody 4711:acme:admin"}, "visible ASCII"),
+        ([], {"ADLOOP_API_KEYS": "key\tof-somebody-4711:acme:admin"}, "visible ASCII"),
+        (["--host", "0.0.0.0"], {"ADLOOP_API_KEYS": f"{GOOD_KEY}:a:admin"}, "ADLOOP_TOKEN_KEYS"),
+        *(
+            ([*options], {"ADLOOP_API_KEYS": f"{GOOD_KEY}:a:admin", "ADLOOP_TOKEN_KEYS": f"k1:{weak}"}, "looks like")
+            for options in (["--production"], ["--host", "0.0.0.0"])
+            for weak in (
+                encoded(b"x" * 32),
+                encoded(b"abcdefgh" * 4),
+                encoded(b"change-me-" * 3 + b"32"),
+                encoded(b"your-secret-goes-here-Password-1"),
+            )
+        ),
         (["--log", "mysql://x"], {}, "log"),
         (["--data", "/dev/null/x"], {}, "--data"),
-        (["--host", "no.such.host.invalid"], {"ADLOOP_API_KEYS": f"{GOOD_KEY}:a:admin"}, "--host"),
+        (["--host", "no.such.host.invalid"], {**GOOD, "ADLOOP_TOKEN_KEYS": f"k1:{SECRET}"}, "--host"),
     ],
 )
 def test_line_45_start_up_refuses(
@@ -89,6 +115,25 @@ def test_which_keys_are_strong_enough(key: str, weak: bool, passes: bool) -> Non
     else:
         with pytest.raises(ConfigError, match="ADLOOP_API_KEYS"):
             KeyRing.parse(f"{key}:acme:reader", weak=weak)
+
+
+@pytest.mark.parametrize("secret", [hashlib.sha256(b"any").digest(), hashlib.sha256(b"any").hexdigest().encode()])
+def test_secrets_pass_as_bytes_and_in_hexadecimal(tmp_path: Path, secret: bytes) -> None:
+    options = _parser().parse_args(["--data", str(tmp_path), "--production"])
+    assert settings_from(options, {**GOOD, "ADLOOP_TOKEN_KEYS": f"k1:{encoded(secret)}"}).token_keys
+    (tmp_path / "token_keys").write_text(f"k1:{encoded(secret)}\n")
+    assert settings_from(options, GOOD).token_keys
+    (tmp_path / "token_keys").write_text(f"k1:{encoded(b'x' * 32)}\n")
+    with pytest.raises(ConfigError, match="looks like"):
+        settings_from(options, GOOD)
+
+
+def test_token_keys_are_made_in_development_mode_alone(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="ADLOOP_TOKEN_KEYS: got none"):
+        settings_from(_parser().parse_args(["--data", str(tmp_path), "--host", "0.0.0.0"]), GOOD)
+    assert list(tmp_path.iterdir()) == []
+    settings_from(_parser().parse_args(["--data", str(tmp_path)]), {})
+    assert (tmp_path / "token_keys").exists()
 
 
 @pytest.mark.parametrize("options", [["--port", "70000"], ["--no-such-option"], ["--port", "x"], ["nonsense"]])
