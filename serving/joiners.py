@@ -10,6 +10,7 @@ import urllib.request
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from http.client import HTTPException
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -198,7 +199,7 @@ class Asking:
     def _ask(self, url: str) -> list[Metric] | None:
         try:
             return list(text_string_to_metric_families(self._get(f"{url}/metrics")))
-        except (OSError, ValueError):
+        except (OSError, ValueError, HTTPException):
             # It is starting, busy or gone: the page says so after a while.
             return None
 

@@ -57,7 +57,7 @@ def settings_from(options: Options, environment: Mapping[str, str]) -> Settings:
         check_exposure(options.host, options.production, api_keys)
     return Settings(
         data=data,
-        log_url=options.log or f"sqlite:///{data / 'log.db'}",
+        log_url=options.log or _own_log(data),
         api_keys=api_keys,
         token_keys=_token_keys(environment, data, private, why),
         all_roles=options.all,
@@ -83,11 +83,23 @@ def _token_keys(environment: Mapping[str, str], data: Path, private: bool, why: 
     return keys
 
 
+def _own_log(data: Path) -> str:
+    """The URL of the data folder's own log, whatever the folder is called."""
+    path = str(data / "log.db").replace("%", "%25").replace("?", "%3F")  # what a log's URL reads as its own marks
+    return f"sqlite:///{path}"
+
+
 def _joiner_url(text: str) -> str:
     """The base URL of a joiner's metrics, without its path. Raises ConfigError."""
-    parts = urlsplit(text)
-    if parts.scheme not in ("http", "https") or not parts.netloc or parts.query or parts.fragment:
+    try:
+        parts = urlsplit(text)
+        # Of both a mistake shows only when they are read.
+        whole = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        whole = False
+    plain = text.isascii() and text.isprintable() and not set(text) & set(" ?#")
+    if not (whole and plain):
         raise ConfigError(
-            f"--joiner: got {text}, expected http://HOST:PORT of a `join --metrics-port PORT`; correct the URL"
+            f"--joiner: got {text!r}, expected http://HOST:PORT of a `join --metrics-port PORT`; correct the URL"
         )
     return text.rstrip("/").removesuffix("/metrics")

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from optimizer.errors import ConfigError
+from optimizer.stream.open import open_log
 from serving.__main__ import _parser, main
 from serving.auth import KeyRing
 from serving.settings import settings_from
@@ -134,6 +135,52 @@ def test_token_keys_are_made_in_development_mode_alone(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
     settings_from(_parser().parse_args(["--data", str(tmp_path)]), {})
     assert (tmp_path / "token_keys").exists()
+
+
+@pytest.mark.parametrize("name", ["a%20b", "50%", "what?", "a?partitions=2", "a#b", "a b"])
+def test_the_log_stands_in_the_data_folder_whatever_it_is_called(tmp_path: Path, name: str) -> None:
+    settings = settings_from(_parser().parse_args(["--data", str(tmp_path / name)]), {})
+    open_log(settings.log_url).close()
+    assert (tmp_path / name / "log.db").is_file()
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        *(
+            "http://[::1",
+            "http://h:abc",
+            "http://h:70000",
+            "http://h:0",
+            "http://",
+            "http://:9101",
+            "h:9101",
+            "ftp://h",
+        ),
+        *(
+            "http://h /x",
+            "http://h\n:1",
+            "http://é:1",
+            "http://h:1/?a=b",
+            "http://h:1/?",
+            "http://h:1#a",
+            "http://[x]:1",
+        ),
+    ],
+)
+def test_a_joiner_that_is_no_url_is_refused(tmp_path: Path, url: str) -> None:
+    options = _parser().parse_args(["--data", str(tmp_path), "--joiner", url])
+    with pytest.raises(ConfigError, match="--joiner: got "):
+        settings_from(options, {})
+
+
+@pytest.mark.parametrize(
+    "url", ["http://h:9101", "http://[::1]:9101/metrics", "https://a.b/c/", "http://h:9101/metrics/"]
+)
+def test_a_joiner_that_is_one_passes(tmp_path: Path, url: str) -> None:
+    (base,) = settings_from(_parser().parse_args(["--data", str(tmp_path), "--joiner", url]), {}).joiners
+    assert base in ("http://h:9101", "http://[::1]:9101", "https://a.b/c")
 
 
 @pytest.mark.parametrize("options", [["--port", "70000"], ["--no-such-option"], ["--port", "x"], ["nonsense"]])
