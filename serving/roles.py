@@ -13,14 +13,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from optimizer.clock import Clock
-from optimizer.errors import FieldError, StoreError
+from optimizer.errors import ConfigError, FieldError, StoreError
+from optimizer.learning.pin import PIN_FILE, read_pin
 from optimizer.learning.prompt import build_prompt
 from optimizer.store import PolicyStore
 from optimizer.stream.log import EventLog
 from optimizer.types import Campaign, PolicyRecord, Pool
 from serving.guardrails import Gate
 from serving.loop import Steps
-from serving.problems import unavailable
+from serving.problems import Problem, unavailable
 
 if TYPE_CHECKING:
     from optimizer.learning.policy import LanguagePolicy
@@ -192,18 +193,36 @@ class PromptGuard:
             if self._known is None and folder is not None and (folder / "config.json").is_file():
                 from optimizer.learning.tokenizer import TextCodec
 
-                shape = json.loads((folder / "config.json").read_text())
-                positions = int(shape.get("max_position_embeddings") or shape.get("n_positions") or 1024)
-                self._known = (TextCodec.load(folder), min(positions // 2, 1024))
+                try:
+                    limit = _prompt_tokens(folder)  # first: what is no configuration upsets the tokenizer's loading
+                    self._known = (TextCodec.load(folder), limit)
+                except ConfigError as error:
+                    raise Problem(503, str(error), [_damaged(folder.name, error)], {"Retry-After": "60"}) from error
             return self._known
 
     def _folder(self) -> Path | None:
         """Where the model's files stand; None while that is not settled, or it is known by a hub name only."""
-        pin = self._data / "base.json"
-        if not pin.is_file():
+        try:
+            pin = read_pin(self._data)
+        except ConfigError as error:
+            raise Problem(503, str(error), [_damaged(PIN_FILE, error)], {"Retry-After": "60"}) from error
+        if pin is None:
             return self._given
-        model = json.loads(pin.read_text())["model"]
-        return self._data / "base" if model is None else Path(model).expanduser()
+        return self._data / "base" if pin.model is None else Path(pin.model).expanduser()
+
+
+def _prompt_tokens(folder: Path) -> int:
+    """As LanguagePolicy.max_prompt_tokens, from the model's configuration. Raises ConfigError where it is damaged."""
+    try:
+        shape = json.loads((folder / "config.json").read_text())
+        positions = int(shape.get("max_position_embeddings") or shape.get("n_positions") or 1024)
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise ConfigError(f"model: {folder.name}/config.json can't be read ({error}); put it back") from error
+    return min(positions // 2, 1024)
+
+
+def _damaged(name: str, error: ConfigError) -> FieldError:
+    return FieldError(name, str(error), "the file as it was written", "put it back, then send the campaign again")
 
 
 def make_generator(log: EventLog, opened: LearningOnce, clock: Clock, seed: int, guard: PromptGuard) -> Generator:

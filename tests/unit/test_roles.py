@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -38,6 +39,27 @@ def test_line_13_a_prompt_longer_than_the_model_takes_is_refused(tmp_path: Path,
 def test_the_model_that_a_data_folder_was_begun_with_counts(tmp_path: Path, tiny_model_folder: Path) -> None:
     (tmp_path / "base.json").write_text(json.dumps({"model": str(tiny_model_folder), "digest": "x"}))
     assert PromptGuard(tmp_path, expected=False)(campaign(LONG)) is not None
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"{}", b'{"model": 3, "digest": "x"}', b"\xff", b"[" * 100_000])
+@pytest.mark.parametrize("expected", [True, False])
+def test_a_damaged_choice_of_model_is_a_503_that_names_the_file(tmp_path: Path, content: bytes, expected: bool) -> None:
+    (tmp_path / "base.json").write_bytes(content)
+    guard = PromptGuard(tmp_path, expected)
+    with pytest.raises(Problem, match=r"base\.json: can't be read") as refusal:
+        guard(campaign(LONG))
+    assert refusal.value.status == 503
+    assert [error.field for error in refusal.value.errors] == ["base.json"]
+    assert guard(campaign()) is None  # what is short enough needs no model to tell
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b'{"n_positions": "x"}'])
+def test_a_damaged_model_is_a_503_too(tmp_path: Path, tiny_model_folder: Path, content: bytes) -> None:
+    folder = Path(shutil.copytree(tiny_model_folder, tmp_path / "my-model"))
+    (folder / "config.json").write_bytes(content)
+    with pytest.raises(Problem, match="my-model") as refusal:
+        PromptGuard(tmp_path, expected=True, model=str(folder))(campaign(LONG))
+    assert refusal.value.status == 503
 
 
 def test_while_the_model_is_made_only_sure_prompts_pass(tmp_path: Path) -> None:
