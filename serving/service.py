@@ -5,7 +5,6 @@ The order in `generate` and `post_events` is the promise: decide, append durably
 
 from __future__ import annotations
 
-import math
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -16,6 +15,7 @@ import numpy as np
 from optimizer.clock import Clock
 from optimizer.errors import BadInput, FieldError
 from optimizer.ids import new_id
+from optimizer.maths.attribution import EXTRA_RETENTION_MS, expiry_s
 from optimizer.stream.log import MAX_RECORD_BYTES, Append, EventLog
 from optimizer.stream.tokens import TokenKeys
 from optimizer.types import Campaign, Decision, Event, Pool, Scalar, to_json
@@ -27,7 +27,6 @@ from serving.problems import conflict, not_found, unavailable
 from serving.schemas import MAX_SAFE_INTEGER, CampaignIn, EventResult, GenerateIn, GenerateOut, Variant
 from serving.views import Views
 
-EXTRA_RETENTION_MS = 7 * 86_400_000
 MAX_CONTEXT_CHARS = 2_048  # an address or a user agent fits
 NEWEST_TEXTS = 5
 REFUSED_MS = 10_000
@@ -209,7 +208,7 @@ class AdService:
 
     def _variant(self, arms: Arms, decision: Decision) -> Variant:
         slots = arms.slots[decision.candidate]
-        exp_s = math.ceil((decision.ts + decision.attribution.window_ms() + self._retention_ms) / 1000)
+        exp_s = expiry_s(decision.ts, decision.attribution, self._retention_ms)
         return Variant(
             decision_id=decision.decision_id,
             variant_id=decision.variant_id,

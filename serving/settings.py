@@ -9,6 +9,7 @@ from typing import Protocol
 from urllib.parse import urlsplit
 
 from optimizer.errors import ConfigError
+from optimizer.maths.attribution import EXTRA_RETENTION_MS
 from optimizer.stream.tokens import TOKEN_KEYS_FILE, TokenKeys, parse_secrets, read_secrets
 from serving.auth import KeyRing, check_exposure, check_secrets, is_loopback
 
@@ -16,7 +17,8 @@ from serving.auth import KeyRing, check_exposure, check_secrets, is_loopback
 @dataclass(frozen=True)
 class Settings:
     """What a process is started with; `model` None means the tiny model. `joiners`: where those in other processes show
-    their metrics."""
+    their metrics. `extra_retention_ms`: the same as of their `join`, or tokens do not expire with their
+    decisions."""
 
     data: Path
     log_url: str
@@ -25,6 +27,7 @@ class Settings:
     all_roles: bool = False
     model: str | None = None
     joiners: tuple[str, ...] = ()
+    extra_retention_ms: int = EXTRA_RETENTION_MS
 
 
 class Options(Protocol):
@@ -38,6 +41,7 @@ class Options(Protocol):
     production: bool
     model: str | None
     joiner: list[str] | None
+    extra_retention_ms: int
 
 
 def settings_from(options: Options, environment: Mapping[str, str]) -> Settings:
@@ -63,6 +67,7 @@ def settings_from(options: Options, environment: Mapping[str, str]) -> Settings:
         all_roles=options.all,
         model=options.model,
         joiners=tuple(map(_joiner_url, options.joiner or ())),
+        extra_retention_ms=options.extra_retention_ms,
     )
 
 

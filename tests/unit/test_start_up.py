@@ -6,15 +6,24 @@ import base64
 import hashlib
 import os
 import socket
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
+from optimizer.clock import ManualClock
 from optimizer.errors import ConfigError
+from optimizer.maths.attribution import expiry_s
 from optimizer.stream.open import open_log
+from optimizer.types import Attribution
 from serving.__main__ import _parser, main
 from serving.auth import KeyRing
+from serving.joiners import Joining
+from serving.process import Process
+from serving.schemas import CampaignIn, GenerateIn
 from serving.settings import settings_from
+from serving.wire import convert
+from tests.serving_rig import MINIMAL
 
 GOOD_KEY = "Zk3vQ9rT1xLw7bNc"
 GOOD = {"ADLOOP_API_KEYS": f"{GOOD_KEY}:a:admin"}
@@ -183,7 +192,32 @@ def test_a_joiner_that_is_one_passes(tmp_path: Path, url: str) -> None:
     assert base in ("http://h:9101", "http://[::1]:9101", "https://a.b/c")
 
 
-@pytest.mark.parametrize("options", [["--port", "70000"], ["--no-such-option"], ["--port", "x"], ["nonsense"]])
+def test_the_retention_is_that_of_tokens_and_joiner(tmp_path: Path) -> None:
+    given = ["--data", str(tmp_path), "--all", "--extra-retention-ms", "5000"]
+    settings = settings_from(_parser().parse_args(given), {})
+    clock = ManualClock()
+    with closing(open_log(settings.log_url, clock)) as log:
+        process = Process(settings, log, clock)
+        process.service.put_campaign("default", "c1", convert(MINIMAL, CampaignIn))
+        token = process.service.generate("default", GenerateIn("c1")).variants[0].token
+        process._add_background()
+        joiner = next(role for role in process._roles if role.name == "joiner")._make()
+        assert isinstance(joiner, Joining)
+        assert joiner._joiner is not None
+        assert joiner._joiner._rules.extra_retention_ms == 5000
+        joiner.close()
+        process.parts.close()
+        process.views.close()
+    assert settings.token_keys.verify(token).exp == expiry_s(clock.now_ms(), Attribution(), 5000)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        *(["--port", "70000"], ["--no-such-option"], ["--port", "x"], ["nonsense"]),
+        *(["--extra-retention-ms", "-1"], ["--extra-retention-ms", "x"], ["--extra-retention-ms", "9" * 30]),
+    ],
+)
 def test_wrong_usage_is_status_2(tmp_path: Path, options: list[str]) -> None:
     assert start(tmp_path, *options) == 2
 
