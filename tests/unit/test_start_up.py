@@ -130,9 +130,9 @@ def test_which_keys_are_strong_enough(key: str, weak: bool, passes: bool) -> Non
 @pytest.mark.parametrize("secret", [hashlib.sha256(b"any").digest(), hashlib.sha256(b"any").hexdigest().encode()])
 def test_secrets_pass_as_bytes_and_in_hexadecimal(tmp_path: Path, secret: bytes) -> None:
     options = _parser().parse_args(["--data", str(tmp_path), "--production"])
-    assert settings_from(options, {**GOOD, "ADLOOP_TOKEN_KEYS": f"k1:{encoded(secret)}"}).token_keys
+    assert settings_from(options, {**GOOD, "ADLOOP_TOKEN_KEYS": f"k1:{encoded(secret)}"}).token_keys is not None
     (tmp_path / "token_keys").write_text(f"k1:{encoded(secret)}\n")
-    assert settings_from(options, GOOD).token_keys
+    assert settings_from(options, GOOD).token_keys is not None
     (tmp_path / "token_keys").write_text(f"k1:{encoded(b'x' * 32)}\n")
     with pytest.raises(ConfigError, match="looks like"):
         settings_from(options, GOOD)
