@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 from optimizer.clock import SystemClock
 from optimizer.errors import AdloopError
 from optimizer.loop import step_until
+from optimizer.maths.attribution import EXTRA_RETENTION_MS
 from optimizer.signals import terminable
 from serving.settings import Settings, settings_from
 
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 # Python's default of 5 ms is how long a thread that computes may keep a request waiting for the interpreter.
 SWITCH_INTERVAL_S = 0.0005
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
+MAX_RETENTION_MS = 10 * 365 * 86_400_000  # as long as a campaign's windows may be
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -123,6 +125,13 @@ def _port(text: str) -> int:
     return port
 
 
+def _millis(text: str) -> int:
+    ms = int(text)
+    if not 0 <= ms <= MAX_RETENTION_MS:
+        raise argparse.ArgumentTypeError(f"got {text}, expected 0 to {MAX_RETENTION_MS} milliseconds")
+    return ms
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m serving", description="Serve ads over HTTP.")
     parser.add_argument("verb", nargs="?", choices=["generate"], help="run the generator alone instead of the server")
@@ -136,6 +145,13 @@ def _parser() -> argparse.ArgumentParser:
         action="append",
         metavar="URL",
         help="http://HOST:PORT of a joiner's --metrics-port, for the live page; may be given several times",
+    )
+    parser.add_argument(
+        "--extra-retention-ms",
+        type=_millis,
+        default=EXTRA_RETENTION_MS,
+        metavar="MS",
+        help="how long after its windows a decision takes events; the same as of `join` (default: %(default)s)",
     )
     parser.add_argument("--production", action="store_true", help="refuse to start without API and token keys")
     parser.add_argument("--model", metavar="NAME_OR_PATH", help="a Hugging Face causal LM (default: the tiny one)")

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import hashlib
 import hmac
 import ipaddress
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -21,6 +20,7 @@ DEFAULT_TENANT = "default"
 MIN_KEY_CHARS = 16
 MIN_DISTINCT_CHARS = 6
 MIN_OWN_CHARS = 12
+MIN_DISTINCT_BYTES = 10  # 32 random bytes have about 30, as many in hexadecimal 16
 # What placeholders are made of: a key that holds little else is one.
 _DEFAULT_LOOKING = (
     "password",
@@ -79,6 +79,9 @@ class KeyRing:
             key, tenant, role = _split(entry, position)
             if not key:
                 raise ConfigError(f"ADLOOP_API_KEYS: key {position} is empty; give it a key before the first colon")
+            if not (key.isascii() and key.isprintable() and " " not in key):
+                # No client could send it: a header's credentials are visible ASCII.
+                raise ConfigError(f"ADLOOP_API_KEYS: key {position} is not all visible ASCII characters; make another")
             if not weak:
                 _check_strength(key, position)
             digest = _digest(key)
@@ -117,7 +120,7 @@ def from_browser(authorization: str | None) -> str | None:
         return authorization
     try:
         _, colon, key = base64.b64decode(encoded.strip(), validate=True).decode("utf-8").partition(":")
-    except (binascii.Error, UnicodeDecodeError):
+    except ValueError:  # not ASCII, not base64, not UTF-8
         return authorization
     return f"Bearer {key}" if colon else authorization
 
@@ -163,12 +166,26 @@ def _check_strength(key: str, position: int) -> None:
         raise ConfigError(
             f"ADLOOP_API_KEYS: key {position} has {len(key)} characters, expected {MIN_KEY_CHARS} or more; {advice}"
         )
-    own = key.lower()
+    if _looks_default(key) or len(set(key)) < MIN_DISTINCT_CHARS:
+        raise ConfigError(f"ADLOOP_API_KEYS: key {position} looks like a default or a placeholder; {advice}")
+
+
+def check_secrets(secrets: Mapping[str, bytes]) -> None:
+    """Raises ConfigError where one of the token keys is plainly no secret: whoever guesses it can forge events."""
+    for kid, secret in secrets.items():
+        if len(set(secret)) < MIN_DISTINCT_BYTES or (secret.isascii() and _looks_default(secret.decode("ascii"))):
+            raise ConfigError(
+                f"ADLOOP_TOKEN_KEYS: key {kid!r} looks like a default or a placeholder; make one with "
+                "`head -c 32 /dev/urandom | base64`"
+            )
+
+
+def _looks_default(text: str) -> bool:
+    """Whether the text holds a word of placeholders and little else."""
+    own = text.lower()
     for word in _DEFAULT_LOOKING:
         own = own.replace(word, "")
-    few = own != key.lower() and sum(character.isalnum() for character in own) < MIN_OWN_CHARS
-    if few or len(set(key)) < MIN_DISTINCT_CHARS:
-        raise ConfigError(f"ADLOOP_API_KEYS: key {position} looks like a default or a placeholder; {advice}")
+    return own != text.lower() and sum(character.isalnum() for character in own) < MIN_OWN_CHARS
 
 
 def _digest(key: str) -> bytes:

@@ -135,10 +135,10 @@ class Generator:
         return self._policy
 
     def fresh(self, campaign: Campaign, segment: str, cancelled: Callable[[], bool]) -> Pool | None:
-        """A pool for one request alone, appended to the log; None before the first policy version. Raises `Cancelled`
-        when the caller has gone."""
+        """A pool for one request alone, appended to the log; None before the first policy version, and for a campaign
+        that the model has no room for. Raises `Cancelled` when the caller has gone."""
         self._refresh()
-        if not self._policy.version:
+        if not self._policy.version or not self._policy.fits(build_prompt(campaign, segment)):
             return None
         pool = self._write([(campaign, segment)], self.config.samples, cancelled, FRESH_PREFIX)[0]
         self._log.append([Append("candidates", pool.pool_id, to_json(pool))])

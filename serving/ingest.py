@@ -8,7 +8,7 @@ from optimizer.errors import BadInput
 from optimizer.stream.tokens import TokenError, TokenKeys
 from optimizer.types import Event, Reason
 from serving.schemas import MAX_VALUE, EventIn, EventResult
-from serving.wire import convert, overflowing, shown
+from serving.wire import MAX_DEPTH, convert, overflowing, shown, too_deep
 
 EARLIEST_TS = 1_577_836_800_000  # 2020-01-01: a decision's own ts is from then on
 CLOCK_SKEW_MS = 5_000
@@ -26,6 +26,8 @@ class Rejected(Exception):
 
 def admit(raw: object, tenant: str, keys: TokenKeys, now_ms: int) -> Event:
     """The record of one posted event (JSON as parsed). Raises Rejected with the first check that fails."""
+    if too_deep(raw):
+        raise Rejected("undecodable", f"body: got JSON nested too deep, expected at most {MAX_DEPTH} levels")
     raw = unwrapped(raw)
     path = overflowing(raw)
     if path is not None:

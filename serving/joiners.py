@@ -10,6 +10,7 @@ import urllib.request
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from http.client import HTTPException
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -17,6 +18,7 @@ from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
 from optimizer.clock import Clock
+from optimizer.maths.attribution import EXTRA_RETENTION_MS
 from optimizer.stream.exporter import JoinerFigures
 from optimizer.stream.joiner import Joiner
 from optimizer.stream.log import EventLog
@@ -141,9 +143,11 @@ class Joining:
         self._joiner: Joiner | None = None
         self._looked = 0.0
 
-    def role(self, log: EventLog, data: Path, keys: TokenKeys, clock: Clock) -> Joining:
+    def role(
+        self, log: EventLog, data: Path, keys: TokenKeys, clock: Clock, extra_retention_ms: int = EXTRA_RETENTION_MS
+    ) -> Joining:
         """Open the joiner's state in `DIR/joiner`. Raises ConfigError where it is another log's or in use."""
-        self._joiner = Joiner(log, data / "joiner", keys, clock)
+        self._joiner = Joiner(log, data / "joiner", keys, clock, extra_retention_ms=extra_retention_ms)
         return self
 
     def figures(self) -> StreamFigures | None:
@@ -198,7 +202,7 @@ class Asking:
     def _ask(self, url: str) -> list[Metric] | None:
         try:
             return list(text_string_to_metric_families(self._get(f"{url}/metrics")))
-        except (OSError, ValueError):
+        except (OSError, ValueError, HTTPException):
             # It is starting, busy or gone: the page says so after a while.
             return None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from typing import TYPE_CHECKING
 
 import h11
@@ -21,6 +22,7 @@ REQUEST_DEADLINE_S = 8.0
 JSON = "application/json"
 CLOUDEVENT = "application/cloudevents+json"
 CLOUDEVENTS = "application/cloudevents-batch+json"
+_PARAMETER = re.compile(r';\s*([^\s=;"]+)\s*=\s*("(?:[^"\\]|\\.)*"|[^;]*)')  # a quoted value may hold semicolons
 
 
 async def read_body(request: Request, types: Collection[str] = (JSON,), limit: int = MAX_BODY_BYTES) -> bytes:
@@ -44,12 +46,12 @@ def _check_media(request: Request, types: Collection[str]) -> None:
     if encoding not in ("", "identity"):
         raise _unsupported("Content-Encoding", encoding, "none", "send the body uncompressed")
     given = request.headers.get("content-type")
-    media, _, parameters = (given or "").partition(";")
+    media, _, _ = (given or "").partition(";")
     if media.strip().lower() not in types:
         got = "nothing" if given is None else given
         raise _unsupported("Content-Type", got, " or ".join(types), f"send Content-Type: {next(iter(types))}")
-    name, _, charset = parameters.strip().lower().partition("=")
-    if name == "charset" and charset.strip('" ') not in ("utf-8", "utf8"):
+    charsets = [value for name, value in _PARAMETER.findall(given or "") if name.lower() == "charset"]
+    if any(charset.strip('" \t').lower() not in ("utf-8", "utf8") for charset in charsets):
         raise _unsupported("Content-Type", given or "", "charset utf-8", "send UTF-8: JSON is always that")
 
 

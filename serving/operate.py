@@ -11,6 +11,7 @@ import msgspec
 
 from optimizer.clock import Clock
 from optimizer.control import HALT_FILE, PAUSE_FILE, RESUME_FILE, halt_reason, put_file
+from optimizer.errors import FieldError
 from optimizer.stream.log import Append, EventLog
 from optimizer.types import PolicyRecord, Stage, to_json
 from serving.problems import Problem, conflict, not_found
@@ -45,50 +46,60 @@ class Operator:
         ]
 
     def promote(self, version: str) -> PolicyRecord:
-        """Make the version live. Raises Problem 404; 409 where it is live already or was rolled back."""
+        """Make the version live; where it is live already, nothing is written. Raises Problem 404; 409 where it was
+        rolled back or its files are damaged."""
         with self._views.lock:
             record = self._known(version)
-            live = self._views.live()
-            if live is not None and live.version == version:
-                raise conflict("version", version, "a version that is not live", "there is nothing to do")
             if record.stage == "rolled_back":
                 raise conflict("version", version, "a version that was not rolled back", "promote another version")
             if (damage := self._damage(version)) is not None:
                 raise conflict("version", damage, "a version whose files are whole", "promote another version")
+            live = self._views.live()
+            if live is not None and live.version == version:
+                return live
             return self._append(self._staged(record, "live"))[-1]
 
     def rollback(self, version: str) -> PolicyRecord:
         """Take the version out of use; where it was live, its nearest parent that is not rolled back is live again.
+        Where it is out already, nothing is written.
 
-        Returns the record that is live afterwards. Raises Problem 404; 409 where it is rolled back already, or is live
-        and has no parent to go back to.
+        Returns the record that is live afterwards. Raises Problem 404; 409 where there is none: it is live and has no
+        parent to go back to, or nothing is live.
         """
         with self._views.lock:
             record = self._known(version)
-            if record.stage == "rolled_back":
-                raise conflict("version", version, "a version that is not rolled back yet", "there is nothing to do")
             live = self._views.live()
             if live is not None and live.version != version:
-                self._append(self._staged(record, "rolled_back"))
+                if record.stage != "rolled_back":
+                    self._append(self._staged(record, "rolled_back"))
                 return live
+            if record.stage == "rolled_back":
+                raise conflict("version", version, "a version to be live afterwards", "promote another version")
             parent = self._nearest_parent(record)
             if parent is None:
                 raise conflict("version", version, "a version with a parent to go back to", "promote another one first")
             return self._append(self._staged(record, "rolled_back"), self._staged(parent, "live"))[-1]
 
     def pause(self) -> None:
-        """The learner takes no further increment, also after a restart, until `resume`."""
+        """The learner takes no further increment, also after a restart, until `resume`. Raises Problem 503."""
         paused = self._data / PAUSE_FILE
-        # O_CREAT alone is atomic: the file is there or not, its content says nothing.
-        os.close(os.open(paused, os.O_CREAT | os.O_WRONLY, 0o644))
+        try:
+            # O_CREAT alone is atomic: the file is there or not, its content says nothing.
+            os.close(os.open(paused, os.O_CREAT | os.O_WRONLY, 0o644))
+        except OSError as error:
+            raise _file_problem(error, PAUSE_FILE, "the learner is not paused") from error
 
     def resume(self) -> None:
-        """Learn on, whoever has stopped it: an operator, or the learner's sentinel."""
-        if (self._data / HALT_FILE).exists():
-            # First, so that whoever sees the halt gone knows what is forgiven.
-            put_file(self._data / RESUME_FILE, str(self._clock.now_ms()))
-        for name in (PAUSE_FILE, HALT_FILE):
-            (self._data / name).unlink(missing_ok=True)
+        """Learn on, whoever has stopped it: an operator, or the learner's sentinel. Raises Problem 503."""
+        name = RESUME_FILE
+        try:
+            if (self._data / HALT_FILE).exists():
+                # First, so that whoever sees the halt gone knows what is forgiven.
+                put_file(self._data / RESUME_FILE, str(self._clock.now_ms()))
+            for name in (PAUSE_FILE, HALT_FILE):
+                (self._data / name).unlink(missing_ok=True)
+        except OSError as error:
+            raise _file_problem(error, name, "the learner does not go on yet") from error
 
     def idle(self) -> bool:
         """The learner takes no increments, whoever has stopped it."""
@@ -130,5 +141,14 @@ class Operator:
 
 def storage_problem(error: OSError) -> Problem:
     """503 for a log that does not take what must be durable before the answer."""
-    detail = "the log cannot be written: nothing of this request was accepted"
-    return Problem(503, f"{detail} ({error.strerror or error})", headers={"Retry-After": "5"})
+    why = error.strerror or str(error)
+    detail = f"the log cannot be written: nothing of this request was accepted ({why})"
+    field = FieldError("log", why, "a log that takes records", "send it again later; see /readyz")
+    return Problem(503, detail, [field], {"Retry-After": "5"})
+
+
+def _file_problem(error: OSError, name: str, what: str) -> Problem:
+    """503 for a file of the data folder by which the learner is told."""
+    why = error.strerror or str(error)
+    field = FieldError(name, why, "a data folder that can be changed", "make room or mend its rights, then ask again")
+    return Problem(503, f"{what}: {field.sentence()}", [field], {"Retry-After": "5"})

@@ -13,10 +13,10 @@ PROBLEM_JSON = "application/problem+json"
 
 
 class Problem(AdloopError):
-    """A refusal with its HTTP status. `errors` may be empty (there is no field to blame for a missing page)."""
+    """A refusal with its HTTP status, and one entry in `errors` for each thing that stands against it."""
 
     def __init__(
-        self, status: int, detail: str, errors: Sequence[FieldError] = (), headers: Mapping[str, str] | None = None
+        self, status: int, detail: str, errors: Sequence[FieldError], headers: Mapping[str, str] | None = None
     ) -> None:
         self.status = status
         self.detail = detail

@@ -64,6 +64,7 @@ class Process:
             rng,
             settings.token_keys,
             self.views,
+            retention_ms=settings.extra_retention_ms,
             prompt_limit=self._prompts,
             fresh=self._writer.fresh if settings.all_roles else None,
         )
@@ -88,7 +89,8 @@ class Process:
         opened = LearningOnce(settings.data, settings.model)
         seed = int.from_bytes(os.urandom(7), "little")
         if isinstance(joining, Joining):
-            self._add("joiner", lambda: joining.role(log, settings.data, settings.token_keys, clock), log=log)
+            extra_ms = settings.extra_retention_ms
+            self._add("joiner", lambda: joining.role(log, settings.data, settings.token_keys, clock, extra_ms), log=log)
         self._add("learner", lambda: make_learner(log, opened, clock), self.operator.idle)
         self._add(
             "generator", lambda: self._writer.role(lambda: make_generator(log, opened, clock, seed, self._prompts))

@@ -13,14 +13,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from optimizer.clock import Clock
-from optimizer.errors import FieldError, StoreError
+from optimizer.errors import ConfigError, FieldError, StoreError
+from optimizer.learning.pin import PIN_FILE, read_pin
 from optimizer.learning.prompt import build_prompt
 from optimizer.store import PolicyStore
 from optimizer.stream.log import EventLog
 from optimizer.types import Campaign, PolicyRecord, Pool
 from serving.guardrails import Gate
 from serving.loop import Steps
-from serving.problems import unavailable
+from serving.problems import Problem, unavailable
 
 if TYPE_CHECKING:
     from optimizer.learning.policy import LanguagePolicy
@@ -31,7 +32,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-SURE_PROMPT_BYTES = 256  # the tiny model takes 256 tokens, and no text has more byte-level BPE tokens than bytes
+# The tiny model takes 256 tokens of prompt and 256 of slots, and no text has more byte-level BPE tokens than bytes.
+SURE_PROMPT_BYTES = 256
+LEAST_SLOT_TOKENS = 8  # the room for text that a slot must have beside its `name:` (optimizer/learning/policy.py)
 FRESH_WAIT_S = 0.05
 # transformers is safe for neither of two things in two threads at once: its lazy import, and building a model from
 # files (while it does, torch makes tensors without data in every thread).
@@ -125,7 +128,8 @@ class Writer:
         self._generator = None
 
     def fresh(self, campaign: Campaign, segment: str, cancelled: Callable[[], bool]) -> Pool | None:
-        """A pool for one request; None while there is no model or no version, or when the request was cancelled."""
+        """A pool for one request; None while there is no model or no version, where the model has no room for the
+        campaign, or when the request was cancelled."""
         self._asking += 1
         try:
             while not self._turn.acquire(timeout=FRESH_WAIT_S):
@@ -164,8 +168,9 @@ class PromptGuard:
 
     def __call__(self, campaign: Campaign) -> FieldError | None:
         """The refused field, or None. Raises Problem 503."""
-        texts = [build_prompt(campaign, segment).text for segment in campaign.segments]
-        short = max(len(text.encode()) for text in texts) <= SURE_PROMPT_BYTES
+        prompts = [len(build_prompt(campaign, segment).text.encode()) for segment in campaign.segments]
+        slots = sum(len(f"{slot.name}:".encode()) + LEAST_SLOT_TOKENS for slot in campaign.slots)
+        short = max(*prompts, slots) <= SURE_PROMPT_BYTES
         if short and self._known is None and (self._given is None or not self._given.is_dir()):
             return None
         known = self._find()
@@ -188,18 +193,36 @@ class PromptGuard:
             if self._known is None and folder is not None and (folder / "config.json").is_file():
                 from optimizer.learning.tokenizer import TextCodec
 
-                shape = json.loads((folder / "config.json").read_text())
-                positions = int(shape.get("max_position_embeddings") or shape.get("n_positions") or 1024)
-                self._known = (TextCodec.load(folder), min(positions // 2, 1024))
+                try:
+                    limit = _prompt_tokens(folder)  # first: what is no configuration upsets the tokenizer's loading
+                    self._known = (TextCodec.load(folder), limit)
+                except ConfigError as error:
+                    raise Problem(503, str(error), [_damaged(folder.name, error)], {"Retry-After": "60"}) from error
             return self._known
 
     def _folder(self) -> Path | None:
         """Where the model's files stand; None while that is not settled, or it is known by a hub name only."""
-        pin = self._data / "base.json"
-        if not pin.is_file():
+        try:
+            pin = read_pin(self._data)
+        except ConfigError as error:
+            raise Problem(503, str(error), [_damaged(PIN_FILE, error)], {"Retry-After": "60"}) from error
+        if pin is None:
             return self._given
-        model = json.loads(pin.read_text())["model"]
-        return self._data / "base" if model is None else Path(model).expanduser()
+        return self._data / "base" if pin.model is None else Path(pin.model).expanduser()
+
+
+def _prompt_tokens(folder: Path) -> int:
+    """As LanguagePolicy.max_prompt_tokens, from the model's configuration. Raises ConfigError where it is damaged."""
+    try:
+        shape = json.loads((folder / "config.json").read_text())
+        positions = int(shape.get("max_position_embeddings") or shape.get("n_positions") or 1024)
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise ConfigError(f"model: {folder.name}/config.json can't be read ({error}); put it back") from error
+    return min(positions // 2, 1024)
+
+
+def _damaged(name: str, error: ConfigError) -> FieldError:
+    return FieldError(name, str(error), "the file as it was written", "put it back, then send the campaign again")
 
 
 def make_generator(log: EventLog, opened: LearningOnce, clock: Clock, seed: int, guard: PromptGuard) -> Generator:

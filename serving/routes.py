@@ -210,7 +210,8 @@ async def _disconnected(request: Request) -> None:
 async def post_events(request: Request) -> Response:
     """Take one event or up to 1,000, plain or as CloudEvents. Each is accepted (durable) or rejected by itself."""
     access = _access(request, "ingest")
-    value = decode_json(await read_body(request, (JSON, CLOUDEVENT, CLOUDEVENTS)))
+    # How deep each event is nested is that event's matter.
+    value = decode_json(await read_body(request, (JSON, CLOUDEVENT, CLOUDEVENTS)), deep=True)
     if not isinstance(value, (dict, list)):
         raise NotJSON(shown(value), "an event as a JSON object, or a list of events")
     raws = value if isinstance(value, list) else [value]

@@ -5,7 +5,6 @@ The order in `generate` and `post_events` is the promise: decide, append durably
 
 from __future__ import annotations
 
-import math
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -16,7 +15,8 @@ import numpy as np
 from optimizer.clock import Clock
 from optimizer.errors import BadInput, FieldError
 from optimizer.ids import new_id
-from optimizer.stream.log import Append, EventLog
+from optimizer.maths.attribution import EXTRA_RETENTION_MS, expiry_s
+from optimizer.stream.log import MAX_RECORD_BYTES, Append, EventLog
 from optimizer.stream.tokens import TokenKeys
 from optimizer.types import Campaign, Decision, Event, Pool, Scalar, to_json
 from serving.campaigns import campaign_body, campaign_from
@@ -27,14 +27,13 @@ from serving.problems import conflict, not_found, unavailable
 from serving.schemas import MAX_SAFE_INTEGER, CampaignIn, EventResult, GenerateIn, GenerateOut, Variant
 from serving.views import Views
 
-EXTRA_RETENTION_MS = 7 * 86_400_000
 MAX_CONTEXT_CHARS = 2_048  # an address or a user agent fits
 NEWEST_TEXTS = 5
 REFUSED_MS = 10_000
 NO_POLICY = "none"
 
 # Samples a pool for one request and appends it under an id that begins with FRESH_PREFIX: called with campaign, segment
-# and `cancelled`; None while the model is not ready.
+# and `cancelled`; None where the model cannot write one now, or once cancelled.
 FreshSampler = Callable[[Campaign, str, Callable[[], bool]], "Pool | None"]
 # The prompt is longer than the model takes: (campaign) -> the refused field; None where it fits.
 PromptLimit = Callable[[Campaign], "FieldError | None"]
@@ -49,7 +48,7 @@ class AdService:
       epsilon: the selector's share of uniform exploration.
       retention_ms: kept beyond the attribution windows (contracts section 4).
       prompt_limit: asked at `put_campaign`; None lets every prompt pass.
-      fresh: samples a pool for `fresh: true`; None answers such requests with 503.
+      fresh: samples a pool for `fresh: true`; without it such requests get controls.
     """
 
     def __init__(
@@ -177,12 +176,14 @@ class AdService:
         self, campaign: Campaign, context: Mapping[str, Scalar], cancelled: Callable[[], bool]
     ) -> tuple[Arms, Arms | None]:
         """As `_arms`, from a pool sampled now. It is sampled before the holdback draw, so that the probability of a
-        control is exact also where no fresh text may be shown."""
+        control is exact also where no fresh text may be shown, or none can be written."""
         segment = str(context["segment"])
         pool = self.fresh(campaign, segment, cancelled) if self.fresh is not None else None
-        if pool is None:
-            raise unavailable("the model is not ready to sample", "leave out `fresh`, or try again later", "fresh")
-        shelf = None if campaign.rules.require_approval else self.views.ready_shelf(campaign, pool)
+        if pool is None and cancelled():
+            raise unavailable("the client has left before there was a sample", "ask again", "fresh")
+        shelf = None
+        if pool is not None and not campaign.rules.require_approval:
+            shelf = self.views.ready_shelf(campaign, pool)
         if shelf is None:
             return control_arms(campaign, 1.0, self._live_version()), None
         learned = pool_arms(shelf, context, 1.0 - campaign.holdback, "fresh", self._epsilon)
@@ -207,7 +208,7 @@ class AdService:
 
     def _variant(self, arms: Arms, decision: Decision) -> Variant:
         slots = arms.slots[decision.candidate]
-        exp_s = math.ceil((decision.ts + decision.attribution.window_ms() + self._retention_ms) / 1000)
+        exp_s = expiry_s(decision.ts, decision.attribution, self._retention_ms)
         return Variant(
             decision_id=decision.decision_id,
             variant_id=decision.variant_id,
@@ -223,7 +224,12 @@ class AdService:
         return NO_POLICY if live is None else live.version
 
     def _append(self, records: Sequence[Append]) -> None:
-        """Durable on return. A refusal is remembered for a while, so that readiness tells of it."""
+        """Durable on return. A refusal is remembered for a while, so that readiness tells of it. Raises BadInput for a
+        record that is too large, which the log would refuse."""
+        for record in records:
+            if record.value is not None and len(record.value) > MAX_RECORD_BYTES:
+                got, most = f"a record of {len(record.value)} bytes", f"at most {MAX_RECORD_BYTES}"
+                raise BadInput(FieldError("body", got, most, "send less"))
         try:
             self._log.append(records)
         except OSError:

@@ -9,14 +9,16 @@ from typing import Protocol
 from urllib.parse import urlsplit
 
 from optimizer.errors import ConfigError
-from optimizer.stream.tokens import TOKEN_KEYS_FILE, TokenKeys
-from serving.auth import KeyRing, check_exposure, is_loopback
+from optimizer.maths.attribution import EXTRA_RETENTION_MS
+from optimizer.stream.tokens import TOKEN_KEYS_FILE, TokenKeys, parse_secrets, read_secrets
+from serving.auth import KeyRing, check_exposure, check_secrets, is_loopback
 
 
 @dataclass(frozen=True)
 class Settings:
     """What a process is started with; `model` None means the tiny model. `joiners`: where those in other processes show
-    their metrics."""
+    their metrics. `extra_retention_ms`: the same as of their `join`, or tokens do not expire with their
+    decisions."""
 
     data: Path
     log_url: str
@@ -25,6 +27,7 @@ class Settings:
     all_roles: bool = False
     model: str | None = None
     joiners: tuple[str, ...] = ()
+    extra_retention_ms: int = EXTRA_RETENTION_MS
 
 
 class Options(Protocol):
@@ -38,6 +41,7 @@ class Options(Protocol):
     production: bool
     model: str | None
     joiner: list[str] | None
+    extra_retention_ms: int
 
 
 def settings_from(options: Options, environment: Mapping[str, str]) -> Settings:
@@ -49,6 +53,7 @@ def settings_from(options: Options, environment: Mapping[str, str]) -> Settings:
     except OSError as error:
         raise ConfigError(f"--data {data}: the folder cannot be made ({error}); choose another") from error
     private = not options.production and is_loopback(options.host)
+    why = "--production" if options.production else f"--host {options.host}"
     api_keys = KeyRing.parse(environment.get("ADLOOP_API_KEYS", ""), weak=private)
     if options.joiner and options.all:
         raise ConfigError("--joiner: got one with --all, which has its joiner in this process; leave one of them out")
@@ -56,33 +61,50 @@ def settings_from(options: Options, environment: Mapping[str, str]) -> Settings:
         check_exposure(options.host, options.production, api_keys)
     return Settings(
         data=data,
-        log_url=options.log or f"sqlite:///{data / 'log.db'}",
+        log_url=options.log or _own_log(data),
         api_keys=api_keys,
-        token_keys=_token_keys(environment, data, options.production),
+        token_keys=_token_keys(environment, data, private, why),
         all_roles=options.all,
         model=options.model,
         joiners=tuple(map(_joiner_url, options.joiner or ())),
+        extra_retention_ms=options.extra_retention_ms,
     )
 
 
-def _token_keys(environment: Mapping[str, str], data: Path, production: bool) -> TokenKeys:
-    """From ADLOOP_TOKEN_KEYS, else from the data folder, where development mode makes them."""
-    text = environment.get("ADLOOP_TOKEN_KEYS")
-    if text is not None:
-        return TokenKeys.parse(text)
-    if production and not (data / TOKEN_KEYS_FILE).exists():
+def _token_keys(environment: Mapping[str, str], data: Path, private: bool, why: str) -> TokenKeys:
+    """From ADLOOP_TOKEN_KEYS, else from the data folder, where development mode makes them; elsewhere they must be
+    there, and secrets."""
+    text, file = environment.get("ADLOOP_TOKEN_KEYS"), data / TOKEN_KEYS_FILE
+    if private:
+        return TokenKeys.load_or_create(data) if text is None else TokenKeys.parse(text)
+    if text is None and not file.exists():
         raise ConfigError(
-            f"ADLOOP_TOKEN_KEYS: got none, expected kid:base64[,...] with --production (or {data / TOKEN_KEYS_FILE}); "
+            f"ADLOOP_TOKEN_KEYS: got none, expected kid:base64[,...] with {why} (or {file}); "
             "set it: every process that signs or checks tokens needs the same keys"
         )
-    return TokenKeys.load_or_create(data)
+    secrets = parse_secrets(read_secrets(file) if text is None else text)
+    keys = TokenKeys(secrets)
+    check_secrets(secrets)
+    return keys
+
+
+def _own_log(data: Path) -> str:
+    """The URL of the data folder's own log, whatever the folder is called."""
+    path = str(data / "log.db").replace("%", "%25").replace("?", "%3F")  # what a log's URL reads as its own marks
+    return f"sqlite:///{path}"
 
 
 def _joiner_url(text: str) -> str:
     """The base URL of a joiner's metrics, without its path. Raises ConfigError."""
-    parts = urlsplit(text)
-    if parts.scheme not in ("http", "https") or not parts.netloc or parts.query or parts.fragment:
+    try:
+        parts = urlsplit(text)
+        # Of both a mistake shows only when they are read.
+        whole = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        whole = False
+    plain = text.isascii() and text.isprintable() and not set(text) & set(" ?#")
+    if not (whole and plain):
         raise ConfigError(
-            f"--joiner: got {text}, expected http://HOST:PORT of a `join --metrics-port PORT`; correct the URL"
+            f"--joiner: got {text!r}, expected http://HOST:PORT of a `join --metrics-port PORT`; correct the URL"
         )
     return text.rstrip("/").removesuffix("/metrics")

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable
 from typing import Any, NoReturn, TypeVar
 
 import msgspec
@@ -20,8 +19,10 @@ from serving.expected import locate, misnamed
 T = TypeVar("T")
 MAX_GOT_CHARS = 80
 MAX_INTEGER_DIGITS = 300  # more would overflow a double
+MAX_DEPTH = 64  # the contract's deepest body has five; what reads a value recursively must not meet Python's limit
 _ESCAPED_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
-_AT = re.compile(r" - at (`key` in )?`(.*?)`$")
+_AT = re.compile(r" - at (`key` in )?`([^`]*)`\Z")  # the last one: what came before it may be a client's own text
+_UNKNOWN = re.compile(r"Object contains unknown field `(.*)`", re.DOTALL)
 
 
 class NotJSON(AdloopError):
@@ -56,8 +57,11 @@ def _integer(digits: str) -> int | float:
     return int(digits)
 
 
-def decode_json(raw: bytes) -> object:
+def decode_json(raw: bytes, deep: bool = False) -> object:
     """The value of a JSON text. Numbers that overflow a double come back as infinite: see `overflowing`.
+
+    Args:
+      deep: let pass what is nested deeper than MAX_DEPTH, as far as the parser takes it: the caller asks `too_deep`.
 
     Raises:
       NotJSON: not UTF-8, not JSON, a name twice in an object, a lone surrogate, or nested too deep.
@@ -79,21 +83,34 @@ def decode_json(raw: bytes) -> object:
         raise NotJSON(f"no JSON from character {error.pos} on ({error.msg})") from error
     except ValueError as error:
         raise NotJSON(str(error)) from error
+    if not deep and too_deep(value):
+        raise NotJSON("nested too deep")
     return value
 
 
-def overflowing(value: object, path: str = "") -> str | None:
+def too_deep(value: object) -> bool:
+    """Whether objects and lists stand inside one another more than MAX_DEPTH times."""
+    level: list[Any] = [value] if isinstance(value, (dict, list)) else []
+    for _ in range(MAX_DEPTH):
+        inside = (one for outer in level for one in (outer.values() if isinstance(outer, dict) else outer))
+        level = [one for one in inside if isinstance(one, (dict, list))]
+    return bool(level)
+
+
+def overflowing(value: object) -> str | None:
     """The path of the first number that overflows a double (1e400), or None."""
-    if isinstance(value, float):
-        return None if math.isfinite(value) else (path or "body")
-    inside: Iterable[tuple[str, object]]
-    if isinstance(value, dict):
-        inside = ((f"{path}.{name}" if path else name, item) for name, item in value.items())
-    elif isinstance(value, list):
-        inside = ((f"{path}[{index}]", item) for index, item in enumerate(value))
-    else:
-        return None
-    return next((found for at, item in inside if (found := overflowing(item, at)) is not None), None)
+    waiting = [("", value)]
+    while waiting:
+        path, one = waiting.pop()
+        if isinstance(one, float) and not math.isfinite(one):
+            return path or "body"
+        inner: list[tuple[str, object]] = []
+        if isinstance(one, dict):
+            inner = [(f"{path}.{name}" if path else name, held) for name, held in one.items()]
+        elif isinstance(one, list):
+            inner = [(f"{path}[{index}]", held) for index, held in enumerate(one)]
+        waiting.extend(reversed(inner))
+    return None
 
 
 def refuse_overflow(value: object) -> None:
@@ -122,14 +139,18 @@ def convert(value: object, kind: type[T]) -> T:
 
 def field_error(message: str, value: object, kind: object) -> FieldError:
     """Turn msgspec's sentence ("Expected `int`, got `str` - at `$.count`") into the error's four parts."""
-    at = _AT.search(message)
-    message = _AT.sub("", message)
+    whole = _UNKNOWN.fullmatch(message)
+    if whole and isinstance(value, dict) and whole.group(1) in value:
+        at = None  # a name of the body itself, which may end as a path would
+    else:
+        at = _AT.search(message)
+        message = _AT.sub("", message)
     path = (at.group(2) if at else "$").removeprefix("$")
     if at and at.group(1):
         field, got, expected = misnamed(path, value, kind)
         return FieldError(field or "body", f"the name {shown(got)}", expected, "rename it, or leave it out")
     field, got, expected = locate(path, value, kind)
-    if unknown := re.fullmatch(r"Object contains unknown field `(.*)`", message):
+    if unknown := _UNKNOWN.fullmatch(message):
         inner = _below(field, unknown.group(1) or '""')
         return FieldError(inner[:MAX_GOT_CHARS], "an unknown field", "only the fields of the contract", "leave it out")
     if missing := re.fullmatch(r"Object missing required field `(.*)`", message):

@@ -23,6 +23,7 @@ VERBS = {
     "replay": Verb("real headline tests played again, against other bandits", "simulators.replay_run"),
     "compare": Verb("a simulated market, against other policies on the same arrivals", "simulators.compare"),
     "serve": Verb("the HTTP server (python -m serving)", "serving.__main__"),
+    "serving": Verb("the same as serve", "serving.__main__"),
     "join": Verb("the reward joiner (python -m optimizer join)", "optimizer.__main__", named=True),
     "learn": Verb("the learner (python -m optimizer learn)", "optimizer.__main__", named=True),
     "pretrain": Verb("train the tiny language model", "optimizer.__main__", named=True),

@@ -22,6 +22,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from optimizer.errors import ConfigError
+from optimizer.learning.pin import Pin, read_pin, write_pin
 from optimizer.learning.policy import LanguagePolicy
 from optimizer.learning.pretrain import pretrain
 from optimizer.learning.recipe import (
@@ -99,18 +100,17 @@ def settle_base(data: Path, model: str | None, progress: Progress, config: Pretr
 
 
 def _settled(data: Path, model: str | None, progress: Progress, config: PretrainConfig | None) -> BaseModel:
-    pin = data / "base.json"
-    if pin.is_file():
-        chosen = json.loads(pin.read_text())
-        if model is not None and chosen["model"] != model:
+    chosen = read_pin(data)
+    if chosen is not None:
+        if model is not None and chosen.model != model:
             raise ConfigError(
-                f"--model: got {model}, but this data folder was begun with {chosen['model'] or 'the tiny model'}; "
+                f"--model: got {model}, but this data folder was begun with {chosen.model or 'the tiny model'}; "
                 "take a new --data folder for another model"
             )
-        model = chosen["model"]
+        model = chosen.model
         folder = data / "base" if model is None else _resolve(model)
         base = BaseModel(folder, _digest(folder))
-        if base.digest != chosen["digest"]:
+        if base.digest != chosen.digest:
             raise ConfigError(
                 f"--model: the files in {folder.name} have changed since this data folder was begun; put them back"
             )
@@ -127,9 +127,7 @@ def _settled(data: Path, model: str | None, progress: Progress, config: Pretrain
     else:
         folder = _resolve(model)
     base = BaseModel(folder, _digest(folder))
-    draft = pin.with_name(f".base.json.{os.getpid()}")
-    draft.write_text(json.dumps({"model": model, "digest": base.digest}))
-    draft.replace(pin)
+    write_pin(data, Pin(model, base.digest))
     return base
 
 

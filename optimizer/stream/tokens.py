@@ -84,30 +84,12 @@ class TokenKeys:
     @classmethod
     def parse(cls, text: str) -> TokenKeys:
         """From `kid:base64,kid:base64` (standard base64). Raises ConfigError."""
-        keys: dict[str, bytes] = {}
-        for entry in filter(None, (part.strip() for part in text.split(","))):
-            # An id may contain colons, base64 never does: the last one separates.
-            kid, colon, encoded = entry.rpartition(":")
-            if not colon:
-                raise ConfigError("ADLOOP_TOKEN_KEYS: got an entry without ':', expected kid:base64; name the key id")
-            if kid in keys:
-                raise ConfigError(f"ADLOOP_TOKEN_KEYS: got key id {kid!r} twice, expected each once; rename one")
-            try:
-                keys[kid] = base64.b64decode(encoded, validate=True)
-            except binascii.Error as error:
-                raise ConfigError(
-                    f"ADLOOP_TOKEN_KEYS: key {kid!r} is not standard base64 ({error}); make one with "
-                    "`head -c 32 /dev/urandom | base64`"
-                ) from error
-        return cls(keys)
+        return cls(parse_secrets(text))
 
     @classmethod
     def load(cls, file: Path) -> TokenKeys:
         """From a file in the form of `parse`. Raises ConfigError."""
-        try:
-            return cls.parse(file.read_text(encoding="ascii"))
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"token keys {file}: can't be read ({error}); give ADLOOP_TOKEN_KEYS instead") from error
+        return cls(parse_secrets(read_secrets(file)))
 
     @classmethod
     def load_or_create(cls, data: Path) -> TokenKeys:
@@ -171,6 +153,34 @@ class TokenKeys:
                 "unknown_key", f"token: got key id {kid[:80]!r}, which is none of the {len(self._macs)} known"
             )
         return mac
+
+
+def parse_secrets(text: str) -> dict[str, bytes]:
+    """The secrets of `kid:base64,kid:base64` by their ids. Raises ConfigError, which shows none of them."""
+    keys: dict[str, bytes] = {}
+    for entry in filter(None, (part.strip() for part in text.split(","))):
+        # An id may contain colons, base64 never does: the last one separates.
+        kid, colon, encoded = entry.rpartition(":")
+        if not colon:
+            raise ConfigError("ADLOOP_TOKEN_KEYS: got an entry without ':', expected kid:base64; name the key id")
+        if kid in keys:
+            raise ConfigError(f"ADLOOP_TOKEN_KEYS: got key id {kid!r} twice, expected each once; rename one")
+        try:
+            keys[kid] = base64.b64decode(encoded, validate=True)
+        except ValueError as error:  # also for what is not ASCII
+            raise ConfigError(
+                f"ADLOOP_TOKEN_KEYS: key {kid!r} is not standard base64 ({error}); make one with "
+                "`head -c 32 /dev/urandom | base64`"
+            ) from error
+    return keys
+
+
+def read_secrets(file: Path) -> str:
+    """The text of a file of keys. Raises ConfigError."""
+    try:
+        return file.read_text(encoding="ascii")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"token keys {file}: can't be read ({error}); give ADLOOP_TOKEN_KEYS instead") from error
 
 
 _CLAIMS: Final = msgspec.json.Decoder(Claims)

@@ -110,6 +110,28 @@ def test_line_1_to_4_what_is_not_json_is_400(rig: Rig, client: TestClient, path:
     unchanged(rig, lambda: refused(client.request(method, path, content=body, headers=JSON), 400))
 
 
+@pytest.mark.parametrize("depth", [70, 450, 500, 700, 950])
+@pytest.mark.parametrize("closed", [True, False])
+@pytest.mark.parametrize(("opening", "closing"), [("[", "]"), ('{"a":', "}")])
+def test_line_3_nesting_that_the_parser_takes_is_400_too(
+    rig: Rig, client: TestClient, depth: int, closed: bool, opening: str, closing: str
+) -> None:
+    nested = opening * depth + "1" + (closing * depth if closed else "")
+    for method, path in (("PUT", CAMPAIGN), ("POST", GENERATE)):
+        for body in (nested, f'{{"campaign_id": "c1", "context": {nested}' + ("}" if closed else "")):
+            unchanged(rig, partial(refuse_nested, client, method, path, body))
+
+
+def refuse_nested(client: TestClient, method: str, path: str, body: str) -> None:
+    refused(client.request(method, path, content=body, headers=JSON), 400)
+
+
+def test_line_3_as_deep_as_is_allowed(client: TestClient) -> None:
+    for depth, status in ((63, 422), (64, 400)):
+        body = f'{{"campaign_id": "c1", "context": {"[" * depth}{"]" * depth}}}'
+        refused(client.post(GENERATE, content=body, headers=JSON), status)
+
+
 @pytest.mark.parametrize("number", ["1e400", "-1e400", "1" * 400, "1" * 5000])
 def test_line_4_a_number_that_overflows_is_422(rig: Rig, client: TestClient, number: str) -> None:
     body = f'{{"campaign_id": "c1", "context": {{"x": {number}}}}}'
@@ -142,12 +164,30 @@ def test_line_5_a_gzip_bomb_is_415(rig: Rig, client: TestClient) -> None:
 
 
 @pytest.mark.parametrize(
-    "media", [None, "text/plain", "application/x-www-form-urlencoded", "application/json; charset=utf-16"]
+    "media",
+    [
+        None,
+        "text/plain",
+        "application/x-www-form-urlencoded",
+        "application/json; charset=utf-16",
+        "application/json; a=b; charset=utf-16",
+        'application/json; a="b;c"; Charset="UTF-16"',
+        "application/json; charset=utf-8; charset=utf-16",
+        "application/json;charset=",
+    ],
 )
 def test_line_6_another_content_type_is_415(rig: Rig, client: TestClient, media: str | None) -> None:
     headers = {} if media is None else {"content-type": media}
     content = b'{"campaign_id": "c1"}'
     unchanged(rig, lambda: refused(client.post(GENERATE, content=content, headers=headers), 415))
+
+
+@pytest.mark.parametrize(
+    "parameters", ["; charset=utf-8", '; a=b; charset="UTF-8"', '; a="; charset=utf-16"', "; charset=utf8 ; a=b", ";"]
+)
+def test_line_6_json_in_utf_8_passes_whatever_else_is_said(client: TestClient, parameters: str) -> None:
+    headers = {"content-type": "application/json" + parameters}
+    assert client.post(GENERATE, content=b'{"campaign_id": "c1"}', headers=headers).status_code == 200
 
 
 def test_line_6_cloudevents_are_for_events_only(client: TestClient) -> None:
@@ -172,6 +212,21 @@ def test_line_6_wrong_method_and_path(client: TestClient, method: str, path: str
     response = client.request(method, path)
     refused(response, status)
     assert ("allow" in response.headers) == (status == 405)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "allowed"),
+    [
+        ("POST", "/v1/campaigns/c1", "DELETE, GET, HEAD, PUT"),
+        ("PATCH", "/v1/campaigns/c1", "DELETE, GET, HEAD, PUT"),
+        ("DELETE", "/v1/campaigns", "GET, HEAD"),
+        ("GET", GENERATE, "POST"),
+    ],
+)
+def test_line_6_every_method_of_the_path_is_named(client: TestClient, method: str, path: str, allowed: str) -> None:
+    response = client.request(method, path)
+    assert refused(response, 405)[0]["expected"] == allowed
+    assert response.headers["allow"] == allowed
 
 
 @pytest.mark.parametrize("count", [0, -1, 1_000_000_000, True, "3", 1.5, None, [1]])
@@ -469,6 +524,30 @@ def test_an_overflow_in_one_event_is_that_events_matter(rig: Rig, client: TestCl
         ("rejected", "undecodable"),
         ("accepted", None),
     ]
+
+
+@pytest.mark.parametrize("depth", [65, 70, 450, 500, 700])
+@pytest.mark.parametrize("envelope", ["{}", '{{"specversion": {}}}', '{{"event_id": {}}}'])
+def test_nesting_in_one_event_is_that_events_matter(rig: Rig, client: TestClient, depth: int, envelope: str) -> None:
+    good = json.dumps(event(rig))
+    deep = envelope.format("[" * depth + "]" * depth)
+    results = client.post(EVENTS, content=f"[{deep}, {good}]", headers=JSON).json()["results"]
+    assert [(result["status"], result["reason"]) for result in results] == [
+        ("rejected", "undecodable"),
+        ("accepted", None),
+    ]
+    unchanged(rig, partial(refuse_nested, client, "POST", EVENTS, "[" * depth))
+
+
+@pytest.mark.parametrize("depth", [950, 990])
+def test_nesting_at_the_parsers_limit_is_never_a_fault(rig: Rig, client: TestClient, depth: int) -> None:
+    """The parser's own limit depends on who calls it: on this side of it the event is refused, beyond it the body."""
+    body = f"[{'[' * depth}{']' * depth}, {json.dumps(event(rig))}]"
+    response = client.post(EVENTS, content=body, headers=JSON)
+    if response.status_code == 202:
+        assert [result["status"] for result in response.json()["results"]] == ["rejected", "accepted"]
+    else:
+        refused(response, 400)
 
 
 def rejected(client: TestClient, body: object, reason: str) -> None:

@@ -43,6 +43,19 @@ def test_another_model_for_the_same_data_folder_is_refused(
         settle_base(data, str(tiny_model_folder), quiet)
 
 
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"digest": "x"}', "null"])
+def test_a_damaged_choice_is_refused_in_a_sentence(folder: Path, tmp_path: Path, content: str) -> None:
+    data = tmp_path / "data"
+    chosen = settle(data, folder)
+    whole = (data / "base.json").read_text()
+    (data / "base.json").write_text(content)
+    with pytest.raises(ConfigError, match=r"base\.json: can't be read"):
+        settle_base(data, None, quiet)
+    (data / "base.json").unlink()  # as the sentence has it
+    assert settle_base(data, str(folder), quiet) == chosen
+    assert (data / "base.json").read_text() == whole
+
+
 @pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json", "config.json"])
 def test_files_that_changed_since_are_refused(folder: Path, tmp_path: Path, name: str) -> None:
     data = tmp_path / "data"

@@ -47,7 +47,7 @@ def test_wrong_verbs_are_wrong_usage(arguments: list[str], capsys: pytest.Captur
 
 
 @pytest.mark.parametrize(
-    "verb", [["replay"], ["compare"], ["log", "dump"], ["quarantine", "list"], ["serve"], ["demo"]]
+    "verb", [["replay"], ["compare"], ["log", "dump"], ["quarantine", "list"], ["serve"], ["serving"], ["demo"]]
 )
 def test_every_verb_has_help(verb: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:

@@ -25,7 +25,7 @@ COMPOSE: dict[str, Any] = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 ROLES = {name: service for name, service in SERVICES.items() if name != "kafka"}
 PARSERS = {"serving": _parser, "optimizer join": _join_parser, "optimizer learn": learn_parser}
-KEYS = f"k1:{base64.b64encode(b'0' * 32).decode()}"
+KEYS = f"k1:{base64.b64encode(bytes(range(32))).decode()}"
 
 
 def options(name: str) -> Any:

@@ -18,7 +18,7 @@ from optimizer.learning.prompt import build_prompt
 from optimizer.learning.traffic import place_name
 from optimizer.learning.view import CriticView
 from optimizer.stream.log import Append
-from optimizer.types import Campaign, PolicyRecord, Pool, Rules, Slot, to_json
+from optimizer.types import Campaign, PolicyRecord, Pool, Product, Rules, Slot, to_json
 from serving.generator import FRESH_PREFIX, Generator, GeneratorConfig
 from tests.learning_rig import SMALL_GENERATOR, Loop, campaign, open_loop
 
@@ -332,6 +332,16 @@ def test_a_fresh_pool_is_for_one_request_alone(loop: Loop) -> None:
     assert loop.pools()[-1] == fresh
     assert not any(candidate.kept for candidate in fresh.candidates)
     assert not generator.step()
+
+
+def test_what_the_model_has_no_room_for_gets_no_fresh_pool(loop: Loop) -> None:
+    generator = loop.generator()
+    generator.step()
+    long = campaign(product=Product(name="Run", facts=("every step is light and dry and warm " * 12,)))
+    wide = campaign(slots=tuple(Slot(f"slot-{i}-" + "x" * 50) for i in range(16)))
+    for one in (long, wide):
+        assert generator.fresh(one, "all", lambda: False) is None
+    assert len(loop.pools()) == 2
 
 
 def test_a_fresh_pool_whose_caller_has_gone_is_not_written(loop: Loop) -> None:

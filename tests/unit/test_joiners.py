@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import closing
+from http.client import BadStatusLine
 from pathlib import Path
 
 import pytest
@@ -85,6 +86,17 @@ def test_what_is_no_metrics_page_counts_as_silent() -> None:
 
 def counts(*totals: float) -> dict[float, float]:
     return dict(zip((0.1, 0.5, 1.0, float("inf")), totals, strict=True))
+
+
+def test_what_does_not_even_speak_http_counts_as_silent() -> None:
+    def get(url: str) -> str:
+        raise BadStatusLine("SSH-2.0-OpenSSH_9.2")
+
+    asking = Asking(["http://x"], get)
+    assert asking.step() is False
+    figures = asking.figures()
+    assert figures is not None
+    assert figures.silent == 1
 
 
 def test_delays_are_those_of_the_last_minute() -> None:

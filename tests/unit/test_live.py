@@ -257,7 +257,7 @@ def test_a_deleted_campaigns_stream_ends() -> None:
 
 def test_who_may_not_read_sees_nothing() -> None:
     def nobody(request: Request) -> str:
-        raise Problem(401, "no")
+        raise Problem(401, "no", [])
 
     with served(app(playing(60), tenant_of=nobody)) as (url, _, _):
         assert {httpx.get(url + path).status_code for path in ("/", "/live", "/assets/app.css")} == {401}

@@ -108,7 +108,6 @@ def test_lines_5_and_6_headers_methods_and_paths(client: TestClient) -> None:
         ({"count": "3"}, Said(422, "count", '"3"', "a whole number from 1 to 16", "send that")),
         ({"tenant": "x"}, Said(422, "tenant", "an unknown field", "only the fields of the contract", "leave it out")),
         ({"fresh": 1}, Said(422, "fresh", "1", "true or false", "send that")),
-        ({"fresh": True}, Said(503, "fresh", "not ready", "a server that is ready", "leave out `fresh`")),
         ({"context": []}, Said(422, "context", "[]", "an object of 0 to 64 names", "send that")),
         ({"context": {"a": 1, "b": [1]}}, Said(422, "context.b", "[1]", "a text or a whole number", "send that")),
         ({"context": {"a" * 65: 1}}, Said(422, "context", '"aaa', "a text of 1 to 64 characters", "rename it")),
@@ -195,6 +194,22 @@ def test_events_say_it_in_their_detail(rig: Rig, client: TestClient, change: dic
     variant = rig.generate().variants[0]
     body = {"event_id": "e", "type": "click", "decision_id": variant.decision_id, "token": variant.token, **change}
     assert client.post(EVENTS, json=body).json()["results"][0]["detail"].startswith(told)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["a\nb", "x - at `$.count", "x` - at `$.count", "`", "a`b", "x - at `key` in `$.context", "\n", "x` - at `$.y\n"],
+)
+def test_an_unknown_field_is_named_whatever_it_is_called(client: TestClient, name: str) -> None:
+    for body, field in (({"campaign_id": "c1", name: 1}, name), ({"campaign_id": "c1", "count": 1, name: 1}, name)):
+        check(client.post(GENERATE, json=body), Said(422, field, "an unknown field", "only the", "leave it out"))
+    inner = client.put(CAMPAIGN, json={**MINIMAL, "product": {"name": "x", name: 1}})
+    check(inner, Said(422, f"product.{name}", "an unknown field", "only the", "leave it out"))
+
+
+def test_a_value_that_looks_like_a_path_is_not_one(client: TestClient) -> None:
+    answer = client.put(CAMPAIGN, json={**MINIMAL, "content_type": "x` - at `$.holdback`"})
+    check(answer, Said(422, "content_type", "x` - at", "one of ad, blog_post", "send that"))
 
 
 @pytest.mark.parametrize("kind", [CampaignIn, GenerateIn, EventIn])

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import shutil
 import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import pytest
 
-from optimizer.types import Campaign, Product
+from optimizer.learning import policy
+from optimizer.types import Campaign, Product, Slot
+from serving import roles
 from serving.problems import Problem
 from serving.roles import PromptGuard, Writer
 
@@ -37,12 +41,47 @@ def test_the_model_that_a_data_folder_was_begun_with_counts(tmp_path: Path, tiny
     assert PromptGuard(tmp_path, expected=False)(campaign(LONG)) is not None
 
 
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"{}", b'{"model": 3, "digest": "x"}', b"\xff", b"[" * 100_000])
+@pytest.mark.parametrize("expected", [True, False])
+def test_a_damaged_choice_of_model_is_a_503_that_names_the_file(tmp_path: Path, content: bytes, expected: bool) -> None:
+    (tmp_path / "base.json").write_bytes(content)
+    guard = PromptGuard(tmp_path, expected)
+    with pytest.raises(Problem, match=r"base\.json: can't be read") as refusal:
+        guard(campaign(LONG))
+    assert refusal.value.status == 503
+    assert [error.field for error in refusal.value.errors] == ["base.json"]
+    assert guard(campaign()) is None  # what is short enough needs no model to tell
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b'{"n_positions": "x"}'])
+def test_a_damaged_model_is_a_503_too(tmp_path: Path, tiny_model_folder: Path, content: bytes) -> None:
+    folder = Path(shutil.copytree(tiny_model_folder, tmp_path / "my-model"))
+    (folder / "config.json").write_bytes(content)
+    with pytest.raises(Problem, match="my-model") as refusal:
+        PromptGuard(tmp_path, expected=True, model=str(folder))(campaign(LONG))
+    assert refusal.value.status == 503
+
+
 def test_while_the_model_is_made_only_sure_prompts_pass(tmp_path: Path) -> None:
     guard = PromptGuard(tmp_path, expected=True)
     assert guard(campaign()) is None
     with pytest.raises(Problem) as refusal:
         guard(campaign(LONG))
     assert refusal.value.status == 503
+
+
+def test_slots_too_many_to_be_sure_about_wait_too(tmp_path: Path) -> None:
+    slots = tuple(Slot(f"slot-{i:02d}-of-sixteen") for i in range(16))
+    wide = msgspec.structs.replace(campaign(), slots=slots, controls=({slot.name: "Run" for slot in slots},))
+    with pytest.raises(Problem) as refusal:
+        PromptGuard(tmp_path, expected=True)(wide)
+    assert refusal.value.status == 503
+    narrow = msgspec.structs.replace(wide, slots=slots[:6])
+    assert PromptGuard(tmp_path, expected=True)(narrow) is None
+
+
+def test_the_room_of_a_slot_is_the_models_own() -> None:
+    assert roles.LEAST_SLOT_TOKENS == policy.LEAST_SLOT_TOKENS
 
 
 def test_where_no_model_will_ever_be_every_prompt_passes(tmp_path: Path) -> None:

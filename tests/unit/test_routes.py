@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
+from optimizer.errors import ConfigError
+from serving import service
 from serving.idempotency import Idempotency
 from tests.serving_rig import MINIMAL, Rig, make_rig
 
@@ -110,6 +112,8 @@ def test_a_disk_that_refuses_is_503_and_unready_for_a_while(rig: Rig, client: Te
     rig.log.append = full  # type: ignore[method-assign, assignment]
     answer = client.post("/v1/generate", json={"campaign_id": "c1"})
     assert (answer.status_code, answer.headers["content-type"]) == (503, "application/problem+json")
+    assert error_of(answer)["field"] == "log"
+    assert error_of(answer)["got"] == "No space left on device"
     assert client.get("/readyz").status_code == 503
     rig.log.append = append  # type: ignore[method-assign]
     rig.clock.advance(10_000)
@@ -123,7 +127,48 @@ def test_a_fault_of_ours_is_a_problem_too(rig: Rig, client: TestClient) -> None:
     rig.service.stats = broken  # type: ignore[method-assign, assignment]
     answer = client.get("/v1/stats")
     assert (answer.status_code, answer.headers["content-type"]) == (500, "application/problem+json")
+    assert error_of(answer)["field"] == "server"
     assert "secret" not in answer.text
+
+
+def test_what_the_log_refuses_for_a_reason_of_its_own_is_503_with_that_reason(rig: Rig, client: TestClient) -> None:
+    client.put("/v1/campaigns/c1", json=MINIMAL)
+
+    def refuses(_records: Any) -> Any:
+        raise ConfigError("log: broker:9092 refuses user 'x'; correct its name")
+
+    rig.log.append = refuses  # type: ignore[method-assign, assignment]
+    answer = client.post("/v1/generate", json={"campaign_id": "c1"})
+    assert answer.status_code == 503
+    assert error_of(answer)["got"] == answer.json()["detail"] == "log: broker:9092 refuses user 'x'; correct its name"
+
+
+def test_a_record_that_is_too_large_is_422(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    client.put("/v1/campaigns/c1", json=MINIMAL)
+    monkeypatch.setattr(service, "MAX_RECORD_BYTES", 100)
+    answer = client.post("/v1/generate", json={"campaign_id": "c1"})
+    assert answer.status_code == 422
+    assert (error_of(answer)["field"], error_of(answer)["expected"]) == ("body", "at most 100")
+
+
+@pytest.mark.parametrize(("act", "name"), [("pause", "learner.paused"), ("resume", "learner.resumed")])
+def test_pause_and_resume_name_the_file_that_they_cannot_write(
+    rig: Rig, client: TestClient, act: str, name: str
+) -> None:
+    (rig.data / "learner.halted").write_text("clicks rise while conversions fall")
+    # A folder in its place cannot be opened for writing, whoever runs this.
+    for taken in (name, name + ".part"):
+        (rig.data / taken).mkdir()
+    answer = client.post(f"/v1/learner/{act}")
+    assert answer.status_code == 503
+    assert error_of(answer)["field"] == name
+    assert "log" not in answer.json()["detail"]
+
+
+def error_of(answer: Any) -> dict[str, str]:
+    (error,) = answer.json()["errors"]
+    assert all(error[part] for part in ("field", "got", "expected", "fix"))
+    return dict(error)
 
 
 def test_metrics_count_under_the_routes_template(client: TestClient) -> None:

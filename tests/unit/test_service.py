@@ -18,6 +18,7 @@ from optimizer.ids import variant_id
 from optimizer.types import Campaign, Candidate, Decision, Event, Pool, Scalar
 from serving.problems import Problem
 from serving.schemas import GenerateIn
+from serving.service import FreshSampler
 from serving.views import FRESH_PREFIX
 from serving.wire import convert
 from tests.serving_rig import TENANT, Rig, make_outcome, make_policy, make_pool, make_rig
@@ -268,13 +269,24 @@ def test_fresh_samples_for_this_request_alone(rig: Rig) -> None:
     assert rig.generate().variants[0].source == "control"
 
 
-def test_fresh_without_a_model_is_503(rig: Rig) -> None:
+@pytest.mark.parametrize("sampler", [None, lambda *_: None])
+def test_fresh_where_nothing_can_be_sampled_draws_from_the_controls(rig: Rig, sampler: FreshSampler | None) -> None:
+    rig.put(controls=CONTROLS, holdback=0.3)
+    rig.add_pool(rig.put(controls=CONTROLS, holdback=0.3), TEXTS)
+    rig.service.fresh = sampler
+    for _ in range(20):
+        answer = rig.generate(fresh=True)
+        (variant,) = answer.variants
+        assert (variant.source, variant.propensity) == ("control", 1.0 / len(CONTROLS))
+    assert {decision.source for decision in decisions(rig)} == {"control"}
+
+
+def test_fresh_for_a_client_that_has_left_decides_nothing(rig: Rig) -> None:
     rig.put()
-    for sampler in (None, lambda *_: None):
-        rig.service.fresh = sampler
-        with pytest.raises(Problem) as refusal:
-            rig.generate(fresh=True)
-        assert refusal.value.status == 503
+    rig.service.fresh = lambda *_: None
+    with pytest.raises(Problem) as refusal:
+        rig.service.generate(TENANT, GenerateIn("c1", fresh=True), None, lambda: True)
+    assert refusal.value.status == 503
     assert decisions(rig) == []
 
 

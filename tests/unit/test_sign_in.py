@@ -58,6 +58,22 @@ def test_a_key_of_reader_or_admin_opens_the_page_either_way(client: TestClient, 
     assert client.get(path, headers=basic(SERVE)).status_code == 403
 
 
+@pytest.mark.parametrize("path", PAGE)
+@pytest.mark.parametrize("header", [b"Basic \xe9", b"Basic \xff\xfe", b"B\xe9sic x", b"Bearer \xe9"])
+def test_a_header_that_is_not_ascii_is_a_wrong_key(client: TestClient, path: str, header: bytes) -> None:
+    answer = client.get(path, headers=[(b"authorization", header)])
+    assert answer.status_code == 401
+    assert answer.headers["www-authenticate"].startswith("Basic realm")
+
+
+def test_without_keys_no_header_matters(tmp_path: Path) -> None:
+    rig = make_rig(tmp_path)
+    client = TestClient(build_app(rig.parts, live_router(LiveBoard(), ManualClock())), raise_server_exceptions=False)
+    for path in PAGE:
+        assert client.get(path, headers=[(b"authorization", b"Basic \xe9")]).status_code == 200
+    rig.close()
+
+
 def test_routes_take_no_key_that_a_browser_adds_by_itself(client: TestClient) -> None:
     """Otherwise another site could make a signed-in browser pause the learner."""
     for method, path in (("POST", "/v1/learner/pause"), ("DELETE", "/v1/campaigns/c1"), ("GET", "/v1/stats")):
@@ -67,6 +83,14 @@ def test_routes_take_no_key_that_a_browser_adds_by_itself(client: TestClient) ->
 
 
 def test_other_headers_are_left_as_they_are() -> None:
-    for header in (None, "", "Bearer x", "Basic", "Basic ?", "Basic " + base64.b64encode(b"\xff:x").decode()):
+    for header in (
+        None,
+        "",
+        "Bearer x",
+        "Basic",
+        "Basic ?",
+        "Basic é",
+        "Basic " + base64.b64encode(b"\xff:x").decode(),
+    ):
         assert from_browser(header) == header
     assert from_browser(basic("a:b")["authorization"]) == "Bearer a:b"

@@ -162,6 +162,7 @@ def test_keys_are_parsed_from_the_environments_form() -> None:
         ("a:c2hvcnQ=", "5 bytes"),
         ("a:" + base64.b64encode(b"x" * 31).decode(), "31 bytes"),
         ("a:not base64!", "base64"),
+        ("a:\u00e9" + base64.b64encode(SECRET).decode(), "base64"),
         ("a b:" + base64.b64encode(SECRET).decode(), "key id"),
         (":" + base64.b64encode(SECRET).decode(), "key id"),
         ("a:{0},a:{0}".format(base64.b64encode(SECRET).decode()), "twice"),
