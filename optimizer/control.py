@@ -9,6 +9,23 @@ HALT_FILE = "learner.halted"  # why the sentinel has halted learning
 RESUME_FILE = "learner.resumed"  # when an operator resumed from a halt last, Unix ms
 
 
+REASONS = {
+    "kl": "from the reference, over its budget",
+    "kl_step": "a single version moved by",
+    "entropy": "entropy of",
+    "length": "times as long as the first model's",
+    "duplicates": "of the samples repeat another",
+    "rejected": "the gate refuses",
+    "bait": "clicks are up",
+}
+"""Each reason for which the sentinel halts, and what its phrase (maths/sentinel.py) always says."""
+
+
+def reason_of(why: str) -> str:
+    """The name of the reason that the sentinel's phrase tells; "other" for any other."""
+    return next((name for name, said in REASONS.items() if said in why), "other")
+
+
 def halt_reason(data: Path) -> str:
     """Why the sentinel has halted learning; empty where it has not."""
     try:

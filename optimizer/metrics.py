@@ -29,6 +29,22 @@ METRICS: Final = (
     Metric("adloop_bad_records", "gauge", "records", (), "Records of the log that serving could not read"),
     Metric("adloop_refused_versions", "gauge", "versions", (), "Policy versions refused when they went live"),
     Metric("adloop_learner_halted", "gauge", "0 or 1", (), "Whether the sentinel has halted learning"),
+    Metric("adloop_learner_halted_by", "gauge", "0 or 1", ("reason",), "For which reason it has, 1 at that one"),
+    Metric("adloop_policy_kl", "gauge", "nats per text", (), "The live version's divergence from the reference"),
+    Metric("adloop_policy_kl_step", "gauge", "nats per text", (), "Its divergence from the version before"),
+    Metric("adloop_policy_entropy", "gauge", "nats per token", (), "Its entropy"),
+    Metric(
+        "adloop_policy_samples_length", "gauge", "ratio", (), "Length of the newest samples over their campaigns' first"
+    ),
+    Metric("adloop_policy_samples_duplicates", "gauge", "share", (), "Newest samples that repeat one of their pool"),
+    Metric("adloop_policy_samples_rejected", "gauge", "share", (), "Newest samples that the gate refuses"),
+    Metric(
+        "adloop_policy_skipped_steps", "gauge", "steps", (), "Since the learner started, gradients that were not finite"
+    ),
+    Metric("adloop_policy_clipped_steps", "gauge", "steps", (), "Gradients that were cut to their longest length"),
+    Metric(
+        "adloop_policy_tempered_steps", "gauge", "steps", (), "Steps whose importance ratios a few samples dominated"
+    ),
     Metric(
         "adloop_critic_clicks_expected",
         "gauge",

@@ -38,13 +38,17 @@ class Health:
         return found
 
 
+Figures = float | Mapping[str, float]
+
+
 class Metrics:
     """The server's own registry; names, labels and meanings stand in optimizer/metrics.py.
 
-    `gauges` are callables by metric name that are asked at each scrape; an unknown name is a KeyError.
+    `gauges` are callables by metric name that are asked at each scrape, for a number or for numbers by label; an
+    unknown name is a KeyError.
     """
 
-    def __init__(self, gauges: Mapping[str, Callable[[], float]]) -> None:
+    def __init__(self, gauges: Mapping[str, Callable[[], Figures]]) -> None:
         self.registry = CollectorRegistry()
         self.requests = self._counter("adloop_http_requests")
         told = NAMED["adloop_http_request_seconds"]
@@ -89,9 +93,16 @@ class Measured:
 
 
 class _Asked(Collector):
-    def __init__(self, gauges: Sequence[tuple[Metric, Callable[[], float]]]) -> None:
+    def __init__(self, gauges: Sequence[tuple[Metric, Callable[[], Figures]]]) -> None:
         self._gauges = gauges
 
     def collect(self) -> Iterable[GaugeMetricFamily]:
         for metric, value in self._gauges:
-            yield GaugeMetricFamily(metric.name, metric.meaning, value())
+            found = value()
+            if isinstance(found, Mapping):
+                family = GaugeMetricFamily(metric.name, metric.meaning, labels=metric.labels)
+                for label, one in found.items():
+                    family.add_metric([label], one)
+                yield family
+            else:
+                yield GaugeMetricFamily(metric.name, metric.meaning, found)

@@ -7,10 +7,12 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 
 from optimizer.clock import Clock
+from optimizer.control import REASONS, reason_of
 from optimizer.stream.log import EventLog
 from serving.app import build_app
 from serving.board import LearnerState, LiveBoard
@@ -36,6 +38,22 @@ from serving.views import Views
 
 GAUGES_EVERY_S = 0.25
 VIEWS_IDLE_S = 0.05  # how soon new pools and versions are served
+OF_VERSION = {
+    "adloop_critic_clicks_expected": "clicks_expected",
+    "adloop_critic_clicks_seen": "clicks_seen",
+    "adloop_critic_brier": "brier",
+    "adloop_critic_brier_skill": "brier_skill",
+    "adloop_policy_kl": "kl",
+    "adloop_policy_kl_step": "kl_step",
+    "adloop_policy_entropy": "entropy",
+    "adloop_policy_samples_length": "samples_length",
+    "adloop_policy_samples_duplicates": "samples_duplicates",
+    "adloop_policy_samples_rejected": "samples_rejected",
+    "adloop_policy_skipped_steps": "skipped_steps",
+    "adloop_policy_clipped_steps": "clipped_steps",
+    "adloop_policy_tempered_steps": "tempered_steps",
+}
+"""Gauges that tell what the live version's record says, and the name of the fact there."""
 STOP_S = 2.0  # how long all roles together may take to end; HTTP has had its own grace before
 
 
@@ -158,10 +176,8 @@ class Process:
                 "adloop_bad_records": lambda: self.views.bad_records,
                 "adloop_refused_versions": lambda: self.views.refused_versions,
                 "adloop_learner_halted": lambda: float(bool(self.operator.halted())),
-                "adloop_critic_clicks_expected": lambda: self._of_critic("clicks_expected"),
-                "adloop_critic_clicks_seen": lambda: self._of_critic("clicks_seen"),
-                "adloop_critic_brier": lambda: self._of_critic("brier"),
-                "adloop_critic_brier_skill": lambda: self._of_critic("brier_skill"),
+                "adloop_learner_halted_by": self._halted_by,
+                **{name: partial(self._of_version, fact) for name, fact in OF_VERSION.items()},
                 "adloop_role_restarts": lambda: sum(role.restarts for role in self._roles),
                 "adloop_outcomes_remembered": lambda: len(self.views.ledger),
                 "adloop_outcomes_forgotten": lambda: self.views.ledger.forgotten,
@@ -171,8 +187,13 @@ class Process:
             metrics.registry.register(self._joining.exported)
         return metrics
 
-    def _of_critic(self, name: str) -> float:
-        """A figure that the live version's record tells of its critic; nan where it tells none."""
+    def _halted_by(self) -> dict[str, float]:
+        why = self.operator.halted()
+        reason = reason_of(why) if why else None
+        return {name: float(name == reason) for name in (*REASONS, "other")}
+
+    def _of_version(self, name: str) -> float:
+        """A figure that the live version's record tells; nan where it tells none."""
         live = self.views.live()
         told = None if live is None else live.evidence.get(name)
         return float(told) if isinstance(told, int | float) else math.nan

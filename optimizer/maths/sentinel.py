@@ -46,23 +46,6 @@ class Limits:
     rejected_rise: float = 2.0
 
 
-REASONS = {
-    "kl": "from the reference, over its budget",
-    "kl_step": "a single version moved by",
-    "entropy": "entropy of",
-    "length": "times as long as the first model's",
-    "duplicates": "of the samples repeat another",
-    "rejected": "the gate refuses",
-    "bait": "clicks are up",
-}
-"""Each reason to halt, and what its phrase always says."""
-
-
-def reason_of(why: str) -> str:
-    """The name of the reason that a phrase of `ails` or `baits` tells; "other" for any other."""
-    return next((name for name, said in REASONS.items() if said in why), "other")
-
-
 def ails(vitals: Vitals, limits: Limits) -> str | None:
     """What is wrong with a policy, a phrase with its figures; None where nothing is. Unknown figures ail nothing."""
     # A budget that was lowered is approached from above: that is no illness.

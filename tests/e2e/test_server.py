@@ -8,12 +8,17 @@ import socket
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 
 import httpx
 import pytest
 
+from optimizer.clock import SystemClock
 from optimizer.metrics import METRICS
+from optimizer.stream.log import Append
+from optimizer.stream.open import open_log
+from optimizer.types import PolicyRecord, to_json
 from serving.limits import REQUEST_DEADLINE_S
 from tests.served import Served
 from tests.serving_rig import MINIMAL
@@ -165,6 +170,20 @@ def test_the_metrics_are_those_that_are_named_in_one_place(served: Served) -> No
     assert served_kinds == {
         metric.name + suffix[metric.kind]: metric.kind for metric in METRICS if not metric.of_joiner
     }
+
+
+def test_the_metrics_say_why_learning_is_halted_and_what_the_version_is_like(tmp_path: Path) -> None:
+    version = PolicyRecord("v0001", "h", None, "u", "live", 0, {"kl": 4.5, "tempered_steps": 2, "entropy": None})
+    with closing(open_log(f"sqlite:///{tmp_path}/log.db", SystemClock())) as log:
+        log.append([Append("policies", "v0001", to_json(version))])
+    (tmp_path / "learner.halted").write_text("clicks are up +50% and conversions down -20% per impression\n")
+    with Served(tmp_path) as served:
+        text = served.http.get("/metrics").text
+    assert 'adloop_learner_halted_by{reason="bait"} 1.0' in text
+    assert 'adloop_learner_halted_by{reason="kl"} 0.0' in text
+    assert "adloop_policy_kl 4.5" in text
+    assert "adloop_policy_tempered_steps 2.0" in text
+    assert "adloop_policy_entropy NaN" in text
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

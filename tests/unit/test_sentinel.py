@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from optimizer.control import HALT_FILE, RESUME_FILE
+from optimizer.control import HALT_FILE, RESUME_FILE, reason_of
 from optimizer.learning.learner import Learner
 from optimizer.learning.sentinel import Sentinel, SentinelConfig
-from optimizer.maths.sentinel import Conversions, Limits, Vitals, ails, baits, reason_of
+from optimizer.maths.sentinel import Conversions, Limits, Vitals, ails, baits
 from optimizer.stream.views import live_policy, policy_table
 from optimizer.types import Candidate, Decode, Pool
 from serving.operate import Operator
