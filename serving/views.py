@@ -18,6 +18,7 @@ import numpy as np
 from optimizer.errors import StoreError
 from optimizer.ids import campaign_hash, variant_id
 from optimizer.maths.selection import Bools, Floats
+from optimizer.stream.guarded import UNREADABLE
 from optimizer.stream.log import EventLog, LogReader, Record, whole
 from optimizer.stream.views import PolicyStages
 from optimizer.types import Campaign, Candidate, Outcome, PolicyRecord, Pool, Scalar
@@ -195,7 +196,7 @@ class Views:
         """A record that cannot be read is counted and skipped: one bad record must not stop serving."""
         try:
             handle(record)
-        except (msgspec.DecodeError, UnicodeDecodeError, ValueError) as error:
+        except UNREADABLE as error:
             self.bad_records += 1
             logger.warning("skipped %s[%d]@%d: %s", record.topic, record.partition, record.offset, error)
 

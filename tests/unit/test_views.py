@@ -96,9 +96,10 @@ def test_a_restart_rebuilds_the_same_views(tmp_path: Path) -> None:
 def test_a_record_that_cannot_be_read_is_counted_and_skipped(rig: Rig) -> None:
     rig.put()
     for topic in ("campaigns", "candidates", "policies", "outcomes"):
-        rig.log.append([Append(topic, "x", b"{nonsense"), Append(topic, "y", b'{"schema": 1}')])
+        deep = b'{"x": ' + b"[" * 100_000 + b"]" * 100_000 + b"}"
+        rig.log.append([Append(topic, "x", bad) for bad in (b"{nonsense", b'{"schema": 1}', b"\xff", deep)])
     rig.views.refresh()
-    assert rig.views.bad_records == 8
+    assert rig.views.bad_records == 16
     assert rig.generate().variants
 
 
