@@ -141,6 +141,7 @@ def outcome(
     click: bool = False,
     conversions: int = 0,
     value: float = 0.0,
+    rating: float | None = None,
     closed: bool = False,
     as_of: int = START_MS,
     click_ts: int | None = None,
@@ -157,8 +158,11 @@ def outcome(
         as_of=as_of,
         impression_ts=impression_ts,
         click_ts=(click_ts if click_ts is not None else impression_ts) if click else None,
-        components=Components(click=int(click), conversion=conversions, value=value),
-        reward=weights.click * click + weights.conversion * conversions + weights.value * value,
+        components=Components(click=int(click), conversion=conversions, value=value, rating=rating),
+        reward=weights.click * click
+        + weights.conversion * conversions
+        + weights.value * value
+        + weights.rating * (rating or 0.0),
         events=[],
         decision=drawn,
     )

@@ -36,8 +36,9 @@ class Totals(NamedTuple):
 
 class Entry(NamedTuple):
     """One decision as the learner needs it. `extra` is the reward seen so far that is not the click's own; `pays_later`
-    says that the campaign pays for more than clicks; `counts_once` that one conversion is all that can count. `mass`:
-    what one decision of its time weighs, in the buffer's growing unit."""
+    says that the campaign pays for more than clicks, `pays_conversions` that among it are conversions or their values;
+    `counts_once` that one conversion is all that can count. `mass`: what one decision of its time weighs, in the
+    buffer's growing unit."""
 
     row: int
     pool_id: str
@@ -46,6 +47,7 @@ class Entry(NamedTuple):
     version: str
     click: int
     extra: float
+    conversions: int
     converted: bool
     impression_ts: int
     click_ts: int
@@ -54,18 +56,21 @@ class Entry(NamedTuple):
     view_window_ms: int
     closed: bool
     pays_later: bool
+    pays_conversions: bool
     counts_once: bool
     mass: float
 
 
 class Waiting(NamedTuple):
     """Decisions without a click that may convert all the same: `row`, `age_ms` since the impression and `window_ms`,
-    int[m]; `done` bool[m], for those of which nothing more can come; `weight` float32[m, H]."""
+    int[m]; `done` bool[m], for those of which nothing more can come; `once` bool[m], where one conversion is all that
+    can count; `weight` float32[m, H]."""
 
     row: NDArray[np.intp]
     age_ms: NDArray[np.int64]
     window_ms: NDArray[np.int64]
     done: NDArray[np.bool_]
+    once: NDArray[np.bool_]
     weight: Floats
 
     @classmethod
@@ -73,24 +78,29 @@ class Waiting(NamedTuple):
         """These decisions at `now_ms`."""
         ages = np.array([max(0, now_ms - entry.impression_ts) for entry in entries], np.int64)
         windows = np.array([entry.view_window_ms for entry in entries], np.int64)
-        over = [entry.closed or not entry.pays_later or (entry.converted and entry.counts_once) for entry in entries]
+        over = [
+            entry.closed or not entry.pays_conversions or (entry.converted and entry.counts_once) for entry in entries
+        ]
         return cls(
             np.array([entry.row for entry in entries], np.intp),
             ages,
             windows,
             np.array(over, bool) | (ages >= windows),
+            np.array([entry.counts_once for entry in entries], bool),
             np.ones((len(entries), 1), np.float32) if weight is None else weight,
         )
 
 
 class OpenShown(NamedTuple):
     """Decisions shown and not clicked whose click window is open: `row`, `age_ms`, `window_ms` int[m], `weight`
-    float32[m, H]. Those `at` int[k] of them may also convert without a click (`waiting`)."""
+    float32[m, H], `extra` float64[m], what they have earned all the same. Those `at` int[k] of them may also convert
+    without a click (`waiting`)."""
 
     row: NDArray[np.intp]
     age_ms: NDArray[np.int64]
     window_ms: NDArray[np.int64]
     weight: Floats
+    extra: NDArray[np.float64]
     at: NDArray[np.intp]
     waiting: Waiting
 
@@ -108,6 +118,7 @@ class ReplayBuffer:
         self._revisions: dict[str, int] = {}
         self._open: dict[str, None] = {}
         self._viewed: dict[str, None] = {}  # past their click window, with the view-through window still open
+        self._gone: dict[str, None] = {}  # no longer held one by one: what comes for them yet would count twice
         self._newest: list[int] = []  # of each row, when it was last shown
         self._rows: dict[Hashable, int] = {}
         self._clicked = np.zeros((0, heads), np.float32)
@@ -162,16 +173,30 @@ class ReplayBuffer:
         held: Floats = self.bootstrap(decision_id) * np.float32(self.entries[decision_id].mass / self._unit)
         return held
 
-    def add(self, row: int, outcome: Outcome) -> bool:
-        """Take in a revision; False where it changes nothing: an older or equal revision, or one of a decision that is
-        no longer held one by one (counted in `stale_revisions`)."""
-        decision = outcome.decision
+    def news(self, outcome: Outcome) -> bool:
+        """Whether a revision changes anything: not an older or equal one, nor one of a decision that is no longer held
+        one by one (counted in `stale_revisions`)."""
         name = outcome.decision_id
         if outcome.revision <= self._revisions.get(name, 0):
             return False
-        if outcome.revision > 1 and name not in self.entries and len(self._revisions) >= self.capacity:
+        # Of those that went long ago the names are gone as well.
+        full = max(len(self._revisions), len(self._gone)) >= self.capacity
+        if name in self._gone or (full and outcome.revision > 1 and name not in self.entries):
             self.stale_revisions += 1
             return False
+        return True
+
+    def add(self, row: int, outcome: Outcome) -> bool:
+        """Take in a revision; False where it is no `news`."""
+        if not self.news(outcome):
+            return False
+        self.put(row, outcome)
+        return True
+
+    def put(self, row: int, outcome: Outcome) -> None:
+        """Take in a revision that is `news`."""
+        decision = outcome.decision
+        name = outcome.decision_id
         seen = outcome.components
         entry = Entry(
             row=row,
@@ -181,6 +206,7 @@ class ReplayBuffer:
             version=decision.policy_version,
             click=seen.click,
             extra=min(max(outcome.reward - decision.reward.click * seen.click, -MOST_EXTRA), MOST_EXTRA),
+            conversions=seen.conversion,
             converted=seen.conversion > 0,
             impression_ts=outcome.impression_ts,
             click_ts=outcome.click_ts if outcome.click_ts is not None else _EMPTY,
@@ -189,6 +215,7 @@ class ReplayBuffer:
             view_window_ms=decision.attribution.view_through_ms,
             closed=outcome.state == "closed",
             pays_later=bool(decision.reward.conversion or decision.reward.value or decision.reward.rating),
+            pays_conversions=bool(decision.reward.conversion or decision.reward.value),
             counts_once=decision.attribution.count != "all",
             mass=self._unit,
         )
@@ -203,7 +230,6 @@ class ReplayBuffer:
         self._count(name, entry, 1.0)
         if len(self.entries) > self.capacity:
             self._evict()
-        return True
 
     def add_counts(self, row: int, shown: int, clicked: int, rng: np.random.Generator, now_ms: int = 0) -> None:
         """Take in decisions known by their number alone, windows over: each head's bootstrap sample of them, as a sum
@@ -235,10 +261,16 @@ class ReplayBuffer:
         entry = self.entries.pop(name)
         self._revisions.pop(name, None)
         self._viewed.pop(name, None)
+        self._let_go(name)
         if name in self._open:
             del self._open[name]
             self._settled[entry.row] += entry.mass * self.bootstrap(name)
         self.last_evicted += 1
+
+    def _let_go(self, name: str) -> None:
+        self._gone[name] = None
+        if len(self._gone) > self.capacity:
+            del self._gone[next(iter(self._gone))]
 
     def settle(self, now_ms: int) -> OpenShown:
         """Move what is past its click window to the settled; returns what is still open at `now_ms`."""
@@ -260,20 +292,19 @@ class ReplayBuffer:
             np.array([max(0, now_ms - entry.impression_ts) for entry in entries], np.int64),
             np.array([entry.click_window_ms for entry in entries], np.int64),
             weight,
+            np.array([entry.extra for entry in entries], np.float64),
             np.array(at, np.intp),
             Waiting.of([entries[k] for k in at], now_ms, weight[at]),
         )
 
     def waiting(self, now_ms: int) -> Waiting:
         """Those past their click window that may still convert without one; `settle` first."""
-        for name in [name for name in self._viewed if now_ms - self._shown(name) >= self.entries[name].view_window_ms]:
-            del self._viewed[name]
-        names = list(self._viewed)
-        entries = [self.entries[name] for name in names]
-        return Waiting.of(entries, now_ms, self._weights(names, entries))
-
-    def _shown(self, name: str) -> int:
-        return self.entries[name].impression_ts
+        entries = [self.entries[name] for name in self._viewed]
+        over = [now_ms - entry.impression_ts >= entry.view_window_ms for entry in entries]
+        if any(over):
+            self._viewed = {name: None for name, done in zip(self._viewed, over, strict=True) if not done}
+            entries = [entry for entry, done in zip(entries, over, strict=True) if not done]
+        return Waiting.of(entries, now_ms, self._weights(list(self._viewed), entries))
 
     def _weights(self, names: list[str], entries: list[Entry]) -> Floats:
         """float32[m, H]: each head's bootstrap weight of these, beside one of now."""
@@ -284,23 +315,27 @@ class ReplayBuffer:
 
     def stale(self, before_ms: int, most: int) -> NDArray[np.bool_]:
         """bool[R]: the rows last shown before `before_ms`, and the oldest of the others where there are more than
-        `most`. What is not dated (counts of past tests, read first of all) is the oldest, but out of no date."""
+        `most`. What is not dated (counts of past tests, read first of all) is the oldest, but out of no date. Never
+        those with decisions that are held and can still change."""
         newest = np.array(self._newest, np.int64)
         old: NDArray[np.bool_] = (newest > 0) & (newest < before_ms)
         more = len(newest) - int(old.sum()) - most
         if more > 0:
             order = np.argsort(np.where(old, np.iinfo(np.int64).max, newest), kind="stable")
             old[order[:more]] = True
+        if old.any():
+            old[[entry.row for entry in self.entries.values() if not entry.closed]] = False
         return old
 
     def keep(self, kept: NDArray[np.bool_]) -> NDArray[np.intp]:
-        """Forget the other rows, with all that was seen there; a revision that comes for them yet is news. Returns
-        each row's new number, int[R], -1 for those forgotten."""
+        """Forget the other rows, with all that was seen there. Returns each row's new number, int[R], -1 for those
+        forgotten."""
         moved: NDArray[np.intp] = np.where(kept, np.cumsum(kept) - 1, -1)
         for name in [name for name, entry in self.entries.items() if not kept[entry.row]]:
             del self.entries[name], self._revisions[name]
             self._open.pop(name, None)
             self._viewed.pop(name, None)
+            self._let_go(name)
         self.entries = {name: entry._replace(row=int(moved[entry.row])) for name, entry in self.entries.items()}
         self._rows = {key: int(moved[row]) for key, row in self._rows.items() if kept[row]}
         self._newest = [at for at, stays in zip(self._newest, kept, strict=True) if stays]

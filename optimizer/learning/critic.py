@@ -125,11 +125,12 @@ class Critic:
 
     def add(self, outcome: Outcome, campaign: Campaign, slots: Mapping[str, str]) -> bool:
         """Take in an outcome's revision; False where it was known. `slots` is the text that was shown."""
+        if not self.buffer.news(outcome):
+            return False
         decision = outcome.decision
         row = self._row(campaign, decision.context, decision.variant_id, slots)
         before = self.buffer.entries.get(outcome.decision_id)
-        if not self.buffer.add(row, outcome):
-            return False
+        self.buffer.put(row, outcome)
         self._now_ms = max(self._now_ms, outcome.as_of)
         after = self.buffer.entries.get(outcome.decision_id)
         if after is not None:
@@ -189,6 +190,7 @@ class Critic:
             return
         columns = self._rows.keep(~stale)
         self._guard.keep(self.buffer.keep(~stale))
+        self._values.units.keep(set(self._rows.owners()))
         for heads in self._outputs.values():
             heads.keep(columns)
         self._target = {name: weights[columns[columns < len(weights)]] for name, weights in self._target.items()}
@@ -300,7 +302,10 @@ class Critic:
             rewards[clicked] += self._values.after_click([entries[at] for at in clicked], self._now_ms)
         if plain:
             some, coming = [entries[at] for at in plain], missing[plain]
-            rewards[plain] += coming * (click[plain] + self._values.said("clicked", some))
+            # Where one conversion is all that counts, a view that has converted leaves the click nothing but itself.
+            open_ = [entry.pays_conversions and not (entry.converted and entry.counts_once) for entry in some]
+            after = np.where(np.array(open_, bool), self._values.said("clicked", some), 0.0)
+            rewards[plain] += coming * (click[plain] + after)
             rewards[plain] += (1.0 - coming) * self._values.without_click(some, self._now_ms)
 
     def price(self, campaign: Campaign) -> float:

@@ -31,8 +31,8 @@ class Forecasts:
         self._clicked: dict[str, bool] = {}
 
     def note(self, name: str, p: float, entry: Entry) -> None:
-        """Take in what was said of a new decision. What is no number is left out."""
-        if not math.isfinite(p) or not self._chosen(name):
+        """Take in what was said of a new decision, once. What is no number is left out."""
+        if not math.isfinite(p) or not self._chosen(name) or name in self._clicked:
             return
         due = entry.impression_ts + (1.0 + GRACE) * entry.click_window_ms
         heapq.heappush(self._waiting, (due, name, p, self._renewed))

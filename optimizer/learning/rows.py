@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from optimizer.learning.features import FeatureSet
+from optimizer.learning.traffic import campaign_of
 
 Ints = NDArray[np.int64]
 
@@ -20,6 +21,9 @@ class Rows:
     `columns`: the column of each feature by id. Not thread-safe."""
 
     places: list[str] = field(default_factory=list)
+    _names: list[str] = field(default_factory=list)
+    _owner: list[int] = field(default_factory=list)
+    _codes: dict[str, int] = field(default_factory=dict)
     pays_later: list[bool] = field(default_factory=list)
     columns: dict[int, int] = field(default_factory=dict)
     _of_context: list[bool] = field(default_factory=list)
@@ -33,6 +37,7 @@ class Rows:
     def append(self, place: str, of_text: FeatureSet, of_context: FeatureSet) -> None:
         """A new row."""
         self.places.append(place)
+        self._own(place)
         self.pays_later.append(False)
         sets = (of_text, of_context)
         flags = np.repeat([False, True], [len(features.ids) for features in sets])
@@ -52,6 +57,21 @@ class Rows:
             self._indices = np.concatenate([self._indices, np.zeros_like(self._indices)])
         self._indices[start:end] = found
         self._ends.append(end)
+
+    def _own(self, place: str) -> None:
+        name = campaign_of(place)
+        code = self._codes.setdefault(name, len(self._codes))
+        if code == len(self._names):
+            self._names.append(name)
+        self._owner.append(code)
+
+    def owners(self) -> list[str]:
+        """The campaigns' names (features.py) that rows are of."""
+        return self._names
+
+    def owner(self) -> Ints:
+        """int[R]: each row's campaign, by its place in `owners`."""
+        return np.array(self._owner, np.int64)
 
     def met(self) -> tuple[NDArray[np.uint64], NDArray[np.uint8]]:
         """(ids, families) of the features that have come since this was asked last, in their columns' order."""
@@ -86,5 +106,8 @@ class Rows:
         self._indices = np.concatenate([moved[some.indices], np.zeros(1024, np.int64)])
         self._ends = some.indptr.astype(np.int64).tolist()
         self.places = [place for place, stays in zip(self.places, kept, strict=True) if stays]
+        self._names, self._owner, self._codes = [], [], {}
+        for place in self.places:
+            self._own(place)
         self.pays_later = [pays for pays, stays in zip(self.pays_later, kept, strict=True) if stays]
         return stay

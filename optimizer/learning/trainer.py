@@ -87,8 +87,10 @@ class PolicyTrainer:
     def facts(self) -> dict[str, float | None]:
         """What a version's record says of the increment that made it."""
         last, step = self.last, self.kl_step
+        # Where nothing was measured it is what it was; after a restart that may not be known.
+        known = self._accepted_kl if last is None or not last.sequences else last.kl
         return {
-            "kl": 0.0 if last is None else last.kl,
+            "kl": known if math.isfinite(known) else None,
             "kl_weight": self.kl.weight,
             "kl_step": None if math.isnan(step) else step,
             "entropy": None if last is None else last.entropy,
@@ -105,7 +107,7 @@ class PolicyTrainer:
         """Keep the optimizer's moments, the KL penalty's weight and the reward's scale; whole or not at all."""
         tensors = {name: np.ascontiguousarray(value) for name, value in self.moments()}
         facts = {"version": self.policy.version, "kl_weight": repr(self.kl.weight)}
-        facts["reward_scale"] = repr(self._reward_scale)
+        facts["price_scale"] = repr(self._reward_scale)
         temporary = path.with_name(path.name + ".part")
         save_file(tensors, temporary, facts)
         temporary.replace(path)
@@ -126,7 +128,8 @@ class PolicyTrainer:
         try:
             with safe_open(path, framework="pt", device=str(self.policy.device)) as file:
                 facts, kept = file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            weight, scale, version = float(facts["kl_weight"]), float(facts["reward_scale"]), facts["version"]
+            # From before there were prices it is in another unit: found anew.
+            weight, scale, version = float(facts["kl_weight"]), float(facts.get("price_scale", 0.0)), facts["version"]
             state = {name: {moment: kept[f"{moment}.{name}"] for moment in MOMENTS} for name in names} if kept else {}
         except FileNotFoundError:
             return False
@@ -204,7 +207,7 @@ class PolicyTrainer:
         """Steps on the penalty alone until the divergence is inside its budget; the old weights where that neither does
         nor at least brings it nearer."""
         config = self.config.update
-        if self.last is None:
+        if self.last is None or not self.last.sequences:
             return
         for _ in range(6):
             if self.last.kl <= self.config.kl_budget:

@@ -58,9 +58,11 @@ class Units:
         self._sums: dict[str, _Sums] = {}
         self._kinds: dict[str, str] = {}
         self._nominal: dict[str, float] = {}
+        self._tables: dict[Output, dict[str, float]] = {}
 
     def note(self, campaign: Campaign, before: Entry | None, after: Entry) -> None:
         """A decision's revision, as it stood before and as it stands now."""
+        self._tables.clear()
         name = campaign_name(campaign)
         sums = self._sums.setdefault(name, _Sums())
         self._kinds[name], self._nominal[name] = _kind(campaign), nominal(campaign.reward)
@@ -74,14 +76,17 @@ class Units:
 
         A campaign's unit is the root mean square of what its decisions earn besides the click, drawn towards what is
         usual for its kind, in logarithms, since only the order of magnitude is common to neighbours."""
+        known = self._tables.get(output)
+        if known is not None:
+            return known
         own = {name: sums.spread(output) for name, sums in self._sums.items()}
         trust = {name: paid / (paid + BELIEF) for name, (_, paid) in own.items()}
-        usual: dict[str, float] = {}
-        for kind in sorted(set(self._kinds.values())):
-            some = [name for name in own if self._kinds[name] == kind and own[name][0] > 0 and self._nominal[name] > 0]
-            weight = sum(trust[name] for name in some)
-            logs = sum(trust[name] * math.log(own[name][0] / self._nominal[name]) for name in some)
-            usual[kind] = math.exp(logs / weight) if weight > 0 else 1.0
+        logs, weights = dict.fromkeys(self._kinds.values(), 0.0), dict.fromkeys(self._kinds.values(), 0.0)
+        for name, (spread, _) in own.items():
+            if spread > 0 and self._nominal[name] > 0:
+                logs[self._kinds[name]] += trust[name] * math.log(spread / self._nominal[name])
+                weights[self._kinds[name]] += trust[name]
+        usual = {kind: math.exp(logs[kind] / weight) if weight > 0 else 1.0 for kind, weight in weights.items()}
         units = {}
         for name, (spread, _) in own.items():
             common = usual[self._kinds[name]] * self._nominal[name]
@@ -89,7 +94,15 @@ class Units:
                 units[name] = math.exp(trust[name] * math.log(spread) + (1.0 - trust[name]) * math.log(common))
             else:
                 units[name] = spread or common or 1.0
-        return {**usual, **units}
+        self._tables[output] = {**usual, **units}
+        return self._tables[output]
+
+    def keep(self, names: set[str]) -> None:
+        """Forget all campaigns but these."""
+        self._tables.clear()
+        for kept in (self._sums, self._kinds, self._nominal):
+            for name in kept.keys() - names:
+                del kept[name]
 
     def price(self, campaign: Campaign) -> float:
         """Root mean square of a reward of this campaign that is not nothing, > 0: in it, one learning rate and one KL
@@ -97,7 +110,7 @@ class Units:
         weights = campaign.reward
         first = abs(weights.click) or nominal(weights) or 1.0
         sums = self._sums.get(campaign_name(campaign))
-        if sums is None or not (sums.clicked or sums.plain):
+        if sums is None or not nominal(weights) or not (sums.clicked or sums.plain):
             return first
         click = weights.click
         square = sums.clicked * click**2 + 2.0 * click * sums.clicked_extra + sums.clicked_square + sums.plain_square

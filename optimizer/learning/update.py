@@ -41,7 +41,7 @@ class UpdateConfig:
     learning_rate: float = 5e-4
     passes: int = 1
     ratio_ceiling: float = 2.0
-    ratio_floor: float = 1 / 16
+    ratio_floor: float = 1 / 64
     residual_cap: float = 0.02
     clip: float = 1.0
     compare_every: int = 2

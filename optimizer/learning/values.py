@@ -2,13 +2,14 @@
 
 Both are linear, in units of their campaign (units.py), and bootstrap what is still to come from the target network:
 
-    clicked at age t, not converted:     extra + k(t) V_clicked,    k = (1 - F) / (1 - s F)
+    clicked at age t:                    extra + k(t) V_clicked     k: what is still to come (_kept)
     not clicked, view-through open:      extra + k(t) V_unclicked   with F from the impression on
 
 F is the share of conversions that has arrived by that age (arrivals.py), s the share of such decisions that convert.
 What an average decision brings needs no bootstrap: it is what has come over the share of it that can have come. The
 heads learn how texts and places differ from it.
-A decision whose click may still come counts for V_unclicked as far as it will not."""
+A decision whose click may still come counts for V_unclicked as far as it will not. Ratings are taken as they come:
+of what is still to come of them nothing is known."""
 
 from __future__ import annotations
 
@@ -22,7 +23,6 @@ from optimizer.learning.arrivals import Arrivals
 from optimizer.learning.buffer import Entry, OpenShown, ReplayBuffer, Totals, Waiting
 from optimizer.learning.heads import Heads
 from optimizer.learning.rows import Rows
-from optimizer.learning.traffic import campaign_of
 from optimizer.learning.units import Output, Units
 from optimizer.maths.delay import still_to_come
 
@@ -71,11 +71,12 @@ class Values:
     ) -> None:
         rows = np.array([entry.row for _, entry in clicked], np.intp)
         extra = np.array([entry.extra for _, entry in clicked])
-        done, arrived = self._arrivals.conversions([entry for _, entry in clicked], now_ms)
+        done, arrived = self._arrivals.conversions([entry for _, entry in clicked], now_ms, every=True)
         converted = np.array([entry.converted for _, entry in clicked])
         self._converting = _share(float(converted.sum()), float(np.sum(np.where(done, 1.0, arrived))))
         unit = self._units("clicked", rows)[:, None]
-        kept = self._kept(done, arrived)
+        done |= ~np.array([entry.pays_conversions for _, entry in clicked])
+        kept = _kept(self._converting, done, np.array([entry.counts_once for _, entry in clicked]), arrived)
         self.means["clicked"] = float((extra[:, None] / unit).sum() / (np.sum(1.0 - kept) + BELIEF))
         wanted = (extra[:, None] + kept[:, None] * self._expected("clicked", x, rows, target)) / unit
         weight = np.array([self._buffer.weight(name) for name, _ in clicked])
@@ -95,14 +96,19 @@ class Values:
         mass, total = totals.settled.copy(), totals.unclicked_extra.copy()
         waiting = self._buffer.waiting(now_ms)
         arrived, open_arrived = self._arrived(waiting, now_ms), self._arrived(open_.waiting, now_ms)
-        plain, paid = self.units.viewed({campaign_of(self._rows.places[row]) for row in waiting.row} or ())
+        owner, names = self._rows.owner(), self._rows.owners()
+        these = np.unique(owner[np.concatenate([waiting.row, open_.waiting.row])])
+        plain, paid = self.units.viewed(names[at] for at in these)
         if plain:
-            self._viewing = _share(float(paid), plain - float(np.sum(1.0 - arrived)))
+            still = float(np.sum(1.0 - arrived) + np.sum(1.0 - open_arrived))
+            self._viewing = _share(float(paid), plain - still)
+        # As far as a click will come, neither the decision nor what it has earned is one without.
         not_clicked = open_.weight * (1.0 - later)
         np.add.at(mass, open_.row, not_clicked)
+        np.add.at(total, open_.row, (-open_.weight * later * open_.extra[:, None]).astype(np.float32))
         weights = ((waiting, arrived, waiting.weight), (open_.waiting, open_arrived, not_clicked[open_.at]))
         open_kept = [
-            (some, weight * np.where(some.done, 0.0, still_to_come_of(self._viewing, share))[:, None])
+            (some, weight * _kept(self._viewing, some.done, some.once, share)[:, None])
             for some, share, weight in weights
         ]
         # Of campaigns that pay for clicks alone nothing can be learnt here.
@@ -112,8 +118,10 @@ class Values:
         self.means["unclicked"] = float((total[rows] / unit).mean(axis=1).sum() / (max(known, 0.0) + BELIEF))
         for some, kept in open_kept:
             if len(some.row):
-                expected = self._expected("unclicked", x, some.row, target)
-                np.add.at(total, some.row, (kept * expected).astype(np.float32))
+                those, at = np.unique(some.row, return_inverse=True)
+                by_row = np.zeros((len(those), kept.shape[1]))
+                np.add.at(by_row, at, kept)
+                total[those] += (by_row * self._expected("unclicked", x, those, target)).astype(np.float32)
         x, mass, heads = x[rows], mass[rows], self._outputs["unclicked"]
         total = total[rows] / unit - np.float32(self.means["unclicked"]) * mass
         among = np.unique(x.indices).astype(np.intp)
@@ -124,8 +132,11 @@ class Values:
         self, output: Output, rows: NDArray[np.intp], table: dict[str, float] | None = None
     ) -> NDArray[np.float64]:
         """float64[len(rows)]: the unit of each row's campaign."""
-        known = self.units.table(output) if table is None else table
-        return np.array([known.get(campaign_of(self._rows.places[row]), 1.0) for row in rows])
+        now = self.units.table(output)
+        # A campaign that the target network has not met is measured as it is now.
+        known = now if table is None else {**now, **table}
+        by_owner = np.array([known.get(name, 1.0) for name in self._rows.owners()])
+        return np.asarray(by_owner[self._rows.owner()[rows]], np.float64)
 
     def _expected(
         self, output: Output, x: sparse.csr_matrix, rows: NDArray[np.intp], target: Predict
@@ -134,22 +145,23 @@ class Values:
         the rest by the target network."""
         some, at = np.unique(rows, return_inverse=True)
         said = np.asarray(target(output, x[some]), np.float64)[at]
-        beside = said * self._units(output, rows, self._then[output])[:, None]
-        return np.asarray(beside + self.means[output] * self._units(output, rows)[:, None], np.float64)
+        then, now = (self._units(output, some, table)[at][:, None] for table in (self._then[output], None))
+        return np.asarray(said * then + self.means[output] * now, np.float64)
 
     # -- what is still to come -----------------------------------------------------------------------------------------
 
     def after_click(self, entries: list[Entry], now_ms: int) -> NDArray[np.float64]:
         """float64[n]: what these decisions, clicked, are still expected to bring."""
-        done, arrived = self._arrivals.conversions(entries, now_ms)
-        return self._kept(done, arrived) * self.said("clicked", entries)
+        done, arrived = self._arrivals.conversions(entries, now_ms, every=True)
+        done |= ~np.array([entry.pays_conversions for entry in entries])
+        once = np.array([entry.counts_once for entry in entries])
+        return _kept(self._converting, done, once, arrived) * self.said("clicked", entries)
 
     def without_click(self, entries: list[Entry], now_ms: int) -> NDArray[np.float64]:
         """float64[n]: what these, if they stay without a click, are still expected to bring."""
-        waiting = Waiting.of(entries, now_ms)
-        return np.where(waiting.done, 0.0, still_to_come_of(self._viewing, self._arrived(waiting, now_ms))) * self.said(
-            "unclicked", entries
-        )
+        some = Waiting.of(entries, now_ms)
+        kept = _kept(self._viewing, some.done, some.once, self._arrived(some, now_ms))
+        return kept * self.said("unclicked", entries)
 
     def said(self, output: Output, entries: list[Entry]) -> NDArray[np.float64]:
         """float64[n]: V of these decisions by the heads' mean, in units of reward; 0 before it is trained."""
@@ -164,20 +176,18 @@ class Values:
     def _arrived(self, some: Waiting, now_ms: int) -> NDArray[np.float64]:
         """F of view-through conversions at these ages."""
         arrived = np.ones(len(some.row))
-        for window in np.unique(some.window_ms[~some.done]):
-            at = ~some.done & (some.window_ms == window)
-            arrived[at] = self._arrivals.share("view", int(window), some.age_ms[at], now_ms)
+        self._arrivals.fill(arrived, "view", some.window_ms, some.age_ms, ~some.done, some.once, now_ms)
         return arrived
 
-    def _kept(self, done: NDArray[np.bool_], arrived: NDArray[np.float64]) -> NDArray[np.float64]:
-        """The part of V_clicked that is still to come: E[value | not yet] / E[value] is the same ratio as for the
-        probability of converting at all."""
-        return np.where(done, 0.0, still_to_come_of(self._converting, arrived))
 
-
-def still_to_come_of(share: float, arrived: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(1 - F) / (1 - s F), s the `share` that converts at all."""
-    return still_to_come(np.full(len(arrived), share), arrived) / share
+def _kept(
+    share: float, done: NDArray[np.bool_], once: NDArray[np.bool_], arrived: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """The part of V that is still to come, float64[n]. Where one conversion is all that counts and none has come it is
+    E[value | not yet] / E[value] = (1 - F) / (1 - s F), the ratio for the probability of converting at all (`share`);
+    where all count it is 1 - F, whatever has come: those that come do not hang on those that have."""
+    first = still_to_come(np.full(len(arrived), share), arrived) / share
+    return np.where(done, 0.0, np.where(once, first, 1.0 - arrived))
 
 
 def _share(converted: float, known: float) -> float:

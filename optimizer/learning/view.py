@@ -115,9 +115,11 @@ class CriticView:
     def _tensors(self) -> dict[str, np.ndarray]:
         tensors: dict[str, np.ndarray] = {"ids": self._ids.view(np.int64)}
         for name, output in self._outputs.items():
-            tensors[f"{name}.weights"] = np.ascontiguousarray(output.weights)
-            tensors[f"{name}.scale"] = np.ascontiguousarray(output.scale)
-            tensors[f"{name}.prior"] = np.array([output.salt, output.offset], np.float64)
+            # Under a name that a reader who knows no units does not know either.
+            kept = f"{name}_in_units" if self._units.get(name) else name
+            tensors[f"{kept}.weights"] = np.ascontiguousarray(output.weights)
+            tensors[f"{kept}.scale"] = np.ascontiguousarray(output.scale)
+            tensors[f"{kept}.prior"] = np.array([output.salt, output.offset], np.float64)
         told = (self._references, self.traffic, *self.evidence, self._yardsticks, self._lures, self._slopes)
         for name, figures in zip(FIGURES, (*told, *self._units.values()), strict=True):
             if figures:
@@ -148,9 +150,10 @@ class CriticView:
         count = len(tensors["ids"])
         heads = tensors["click.weights"].shape[-1]
         outputs = {}
-        names = [name for name in OUTPUTS if name == "click" or f"{name}.weights" in tensors]
+        held = {name: f"{name}_in_units" if f"{name}_in_units.weights" in tensors else name for name in OUTPUTS}
+        names = [name for name in OUTPUTS if name == "click" or f"{held[name]}.weights" in tensors]
         wanted: dict[str, tuple[object, tuple[int, ...]]] = {"ids": (np.dtype(np.int64), (count,))}
-        for name in names:
+        for name in (held[name] for name in names):
             wanted[f"{name}.weights"] = (np.dtype(np.float32), (count, heads))
             wanted[f"{name}.scale"] = (np.dtype(np.float32), (len(Family),))
             wanted[f"{name}.prior"] = (np.dtype(np.float64), (2,))
@@ -165,8 +168,9 @@ class CriticView:
         if not (ids[1:] > ids[:-1]).all():
             raise StoreError(f"{source}: ids are not ascending; the version is refused")
         for name in names:
-            salt, offset = tensors[f"{name}.prior"].tolist()
-            outputs[name] = OutputView(tensors[f"{name}.weights"], tensors[f"{name}.scale"], int(salt), offset)
+            salt, offset = tensors[f"{held[name]}.prior"].tolist()
+            weights, scale = (tensors[f"{held[name]}.{part}"] for part in ("weights", "scale"))
+            outputs[name] = OutputView(weights, scale, int(salt), offset)
         return cls(ids, outputs, {name: _figures(tensors, name, source) for name in FIGURES})
 
     def encode(self, campaign: Campaign, segment: str, texts: Sequence[Candidate]) -> PoolFeatures:

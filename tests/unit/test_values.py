@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
+from safetensors.numpy import load, save
 
 from optimizer.learning.critic import Critic, CriticConfig
 from optimizer.learning.units import Units, nominal, unit_of
@@ -153,6 +154,110 @@ def test_open_impressions_teach_what_comes_without_a_click_as_far_as_none_will()
     assert q == pytest.approx(click + (1 - click) * 0.1, abs=0.02)
 
 
+def test_what_open_impressions_have_earned_counts_as_far_as_no_click_will_come() -> None:
+    """Every impression is rated 1 at once; half of them will be clicked, and none has been yet."""
+    made = campaign(reward=RewardWeights(click=1.0, rating=1.0), attribution=WINDOWS)
+    critic = Critic(CONFIG)
+    for at in range(400):
+        own: dict[str, Any] = {"impression_ts": START_MS, "click": at % 2 == 0}
+        add(critic, made, f"h{at}", 1, as_of=START_MS, impression_ts=START_MS, rating=1.0)
+        add(critic, made, f"h{at}", 2, as_of=START_MS + HOUR // 2, rating=1.0, **own)
+        add(critic, made, f"h{at}", 3, as_of=START_MS + 200 * HOUR, rating=1.0, closed=True, **own)
+    for at in range(400):
+        add(critic, made, f"o{at}", impression_ts=LATER, as_of=LATER, rating=1.0)
+    click = score_of_click(fitted(critic), made)
+    assert click > 0.35
+    assert score(critic.view(), made, [TEXT]).mean() == pytest.approx(click + 1.0, abs=0.1)
+
+
+def test_ratings_that_have_come_are_not_waited_for_again() -> None:
+    made = campaign(reward=RewardWeights(rating=1.0), attribution=VIEWS)
+    critic = Critic(CONFIG)
+    for at in range(300):
+        add(critic, made, f"c{at}", impression_ts=LATER, as_of=LATER, click=at % 2 == 0, rating=1.0)
+    fitted(critic)
+    _, rewards, _ = critic.feedback(["c0", "c1"], np.array([1.0]), np.ones(1), made)
+    np.testing.assert_allclose(rewards, [1.0, 1.0], atol=0.05)
+
+
+@pytest.mark.parametrize("count", ["first", "all"])
+def test_conversions_come_as_often_as_they_count(count: Literal["first", "all"]) -> None:
+    """On average two conversions of each click, evenly over four days; the clicks are at most thirty hours old."""
+    made = campaign(
+        reward=RewardWeights(conversion=1.0),
+        attribution=Attribution(click_window_ms=HOUR, conversion_window_ms=100 * HOUR, count=count),
+    )
+    critic, rng = Critic(CONFIG), np.random.default_rng(1)
+    told = []
+    for at in range(1_500):
+        start = START_MS if at < 300 else START_MS + 300 * HOUR + int(rng.uniform(0, 30 * HOUR))
+        times = np.sort(rng.uniform(0, 100 * HOUR, rng.poisson(2.0)))
+        told.append((start, at, 1, 0, start))
+        told += [(start + int(time), at, 2 + k, k + 1, start) for k, time in enumerate(times)]
+        told.append((start + 101 * HOUR, at, 9, len(times), start))
+    for when, at, revision, conversions, start in sorted(told):
+        if when > START_MS + 330 * HOUR:
+            break
+        counted = min(conversions, 1) if count == "first" else conversions
+        own: dict[str, Any] = {"click": True, "impression_ts": start, "conversions": counted, "closed": revision == 9}
+        add(critic, made, f"c{at}", revision, as_of=when, **own)
+    truth = 2.0 if count == "all" else 1.0 - math.exp(-2.0)
+    value = critic_value(fitted(critic), made)
+    assert value == pytest.approx(truth, rel=0.12)
+
+
+def critic_value(critic: Critic, made: Campaign) -> float:
+    """What a click on the text brings besides itself."""
+    features = critic.view().encode(made, "all", [TEXT])
+    offset = critic.view()._outputs["clicked"].offset
+    return float((features.base["clicked"].mean() + offset) * features.units["clicked"])
+
+
+def test_a_view_through_window_inside_the_click_window_is_watched_too() -> None:
+    both = Attribution(click_window_ms=100 * HOUR, conversion_window_ms=HOUR, view_through_ms=100 * HOUR)
+    made = campaign(reward=RewardWeights(click=1.0, conversion=1.0), attribution=both)
+    critic, rng = Critic(CONFIG), np.random.default_rng(2)
+    now = START_MS + 300 * HOUR
+    for at in range(4_000):
+        start = START_MS + 10 if at < 500 else now - int(rng.uniform(0, 30 * HOUR))
+        add(critic, made, f"v{at}", 1, impression_ts=start, as_of=start)
+        sold = start + int(rng.uniform(0, 100 * HOUR)) if rng.random() < 0.2 else now + 1
+        if sold <= now:
+            add(critic, made, f"v{at}", 2, impression_ts=start, as_of=sold, conversions=1)
+        if at < 500:
+            own: dict[str, Any] = {"conversions": int(sold <= now), "closed": True}
+            add(critic, made, f"v{at}", 3, impression_ts=start, as_of=start + 101 * HOUR, **own)
+    add(critic, made, "now", impression_ts=now, as_of=now)
+    fitted(critic)
+    assert critic._values._viewing == pytest.approx(0.2, abs=0.06)
+    assert score(critic.view(), made, [TEXT]).mean() == pytest.approx(0.2, abs=0.06)
+
+
+@pytest.mark.parametrize("weight", [0.01, 1.0, 500.0])
+def test_a_campaign_that_is_met_between_two_copies_is_measured_as_it_is(weight: float) -> None:
+    old = campaign(campaign_id="old", reward=RewardWeights(conversion=weight), attribution=WINDOWS)
+    new = campaign(campaign_id="new", reward=RewardWeights(conversion=weight), attribution=WINDOWS)
+    critic = Critic(CriticConfig(heads=12, steps=12, target_every=50))
+    for at in range(200):
+        add(critic, old, f"h{at}", click=True, conversions=int(at % 5 > 0), closed=True, as_of=LATER)
+    fitted(critic, 1)
+    for at in range(300):
+        add(critic, new, f"n{at}", click=True, impression_ts=LATER, as_of=LATER)
+    assert critic_value(fitted(critic), new) == pytest.approx(0.8 * weight, rel=0.25)
+
+
+def test_a_sale_by_view_is_not_counted_again_with_the_click_that_may_come() -> None:
+    made = campaign(reward=RewardWeights(click=1.0, conversion=1.0), attribution=VIEWS)
+    critic = Critic(CONFIG)
+    for at in range(400):
+        add(critic, made, f"h{at}", click=at % 2 == 0, conversions=at % 2, closed=True, as_of=START_MS + 200 * HOUR)
+    add(critic, made, "sold", impression_ts=LATER, as_of=LATER, conversions=1)
+    fitted(critic)
+    coming = score_of_click(critic, made)
+    _, rewards, _ = critic.feedback(["sold"], np.array([1.0]), np.ones(1), made)
+    assert rewards[0] == pytest.approx(1.0 + coming, abs=0.05)
+
+
 def test_a_campaign_that_pays_for_clicks_alone_keeps_its_price() -> None:
     critic = Critic(CONFIG)
     made = campaign(reward=RewardWeights(click=1.0), attribution=WINDOWS)
@@ -161,6 +266,11 @@ def test_a_campaign_that_pays_for_clicks_alone_keeps_its_price() -> None:
     assert critic.price(campaign(reward=RewardWeights(click=5.0))) == 5.0
     assert critic.price(campaign(reward=RewardWeights(conversion=-3.0))) == 3.0
     assert critic.price(campaign(reward=RewardWeights())) == 1.0
+    # Also where it has paid for more before.
+    before = campaign(campaign_id="euros", reward=RewardWeights(click=1.0, value=1.0), attribution=WINDOWS)
+    teach(critic, before, {"conversions": 1, "value": 500.0}, [0.2])
+    assert critic.price(before) > 10.0
+    assert critic.price(campaign(campaign_id="euros", reward=RewardWeights(click=1.0))) == 1.0
 
 
 def test_a_price_is_about_what_a_reward_is() -> None:
@@ -210,6 +320,24 @@ def test_the_view_keeps_its_units_over_its_bytes() -> None:
     assert again.version == view.version
     np.testing.assert_array_equal(score(again, made, [TEXT]), score(view, made, [TEXT]))
     assert view.encode(made, "all", [TEXT]).units["clicked"] > 50
+    # Whoever reads versions without units finds these outputs untrained, not in another unit.
+    assert {"clicked.weights", "unclicked.weights"}.isdisjoint(load(view.to_bytes()))
+
+
+def test_values_of_a_version_from_before_there_were_units_are_in_reward() -> None:
+    made = campaign(reward=RewardWeights(click=1.0, conversion=7.0), attribution=WINDOWS)
+    critic = Critic(CONFIG)
+    teach(critic, made, {"conversions": 1}, [0.3, 0.1])
+    view = fitted(critic).view()
+    unit = view.encode(made, "all", [TEXT]).units["clicked"]
+    tensors = load(view.to_bytes())
+    old = {name: value for name, value in tensors.items() if "unit" not in name}
+    old["clicked.weights"] = tensors["clicked_in_units.weights"] * np.float32(unit)
+    old["clicked.scale"] = tensors["clicked_in_units.scale"] * np.float32(unit)
+    old["clicked.prior"] = tensors["clicked_in_units.prior"] * [1.0, unit]
+    again = CriticView.from_bytes(save(old), "v1")
+    texts = [candidate("c1 says 0"), candidate("never met before")]
+    np.testing.assert_allclose(score(again, made, texts), score(view, made, texts), rtol=1e-4)
 
 
 def test_a_value_that_is_no_amount_of_money_leaves_numbers() -> None:
@@ -219,3 +347,29 @@ def test_a_value_that_is_no_amount_of_money_leaves_numbers() -> None:
     add(critic, made, "odd", click=True, conversions=1, value=1e300, closed=True)
     assert np.isfinite(score(fitted(critic).view(), made, [TEXT])).all()
     assert math.isfinite(critic.price(made))
+
+
+def test_the_target_network_says_what_it_said_when_it_was_copied_whatever_the_unit_is_now() -> None:
+    made = campaign(reward=RewardWeights(value=1.0), attribution=WINDOWS)
+    critic = Critic(CriticConfig(heads=12, steps=12, target_every=50))
+    texts = [candidate(f"c1 says {at}") for at in range(4)]
+    for at in range(400):
+        sold = int(at % 4 == 0)
+        add(critic, made, f"h{at}", text=texts[at % 4], click=True, conversions=sold, value=1.0 * sold, closed=True)
+    critic.fit()
+    values = critic._values
+    values.frozen()
+    critic._target = {name: heads.weights() for name, heads in critic._outputs.items()}
+
+    def beside() -> np.ndarray:
+        """What is expected of each text beside the average."""
+        rows = np.arange(4)
+        expected = values._expected("clicked", critic._rows.matrix(rows), rows, critic._predict_target)
+        return np.asarray(expected.mean(axis=1) - values.means["clicked"] * values._units("clicked", rows))
+
+    before = beside()
+    for at in range(50):
+        add(critic, made, f"dear{at}", text=texts[1], click=True, conversions=1, value=500.0, closed=True)
+    assert values.units.table("clicked")["default/c1"] > 100.0
+    assert np.ptp(before) > 0.1
+    np.testing.assert_allclose(beside(), before, rtol=1e-3, atol=1e-3)
