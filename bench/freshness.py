@@ -28,7 +28,7 @@ import numpy as np
 from optimizer.clock import SystemClock
 from optimizer.errors import AdloopError
 from optimizer.stream.log import EventLog, Record, whole
-from optimizer.stream.open import open_log
+from optimizer.stream.open import open_log, sqlite_url
 from optimizer.types import Decision, Outcome, PolicyRecord
 from simulators.ad_client import AdClient, Json
 from simulators.pace import Monitor
@@ -155,7 +155,7 @@ async def measure(log: str | None, rate: float, seconds: float, seed: int, data:
         await Monitor(client).until_pools(POOLS_WITHIN_S, server.check)
         posted = await traffic(world, campaigns, client, rate, seconds)
         server.check()
-    with closing(open_log(log or f"sqlite:///{data / 'log.db'}", create=False)) as written:
+    with closing(open_log(log or sqlite_url(data / "log.db"), create=False)) as written:
         return stages(written, posted)
 
 

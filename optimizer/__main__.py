@@ -19,7 +19,7 @@ from pathlib import Path
 
 from optimizer.clock import SystemClock
 from optimizer.errors import AdloopError, ConfigError
-from optimizer.maths.attribution import EXTRA_RETENTION_MS, GRACE_MS
+from optimizer.maths.attribution import EXTRA_RETENTION_MS, GRACE_MS, MOST_EXTRA_RETENTION_MS
 from optimizer.signals import terminable
 from optimizer.stream.assignment import Assignment
 from optimizer.stream.exporter import Exporter, JoinerFigures
@@ -192,7 +192,7 @@ def _join_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--extra-retention-ms",
-        type=_millis,
+        type=_retention,
         default=EXTRA_RETENTION_MS,
         help="how long after its windows a decision can still be revised (%(default)s)",
     )
@@ -211,6 +211,13 @@ def _millis(text: str) -> int:
     ms = int(text)
     if not 0 <= ms <= MOST_MS:
         raise argparse.ArgumentTypeError(f"got {text}, expected 0 to {MOST_MS} milliseconds")
+    return ms
+
+
+def _retention(text: str) -> int:
+    ms = int(text)
+    if not 0 <= ms <= MOST_EXTRA_RETENTION_MS:
+        raise argparse.ArgumentTypeError(f"got {text}, expected 0 to {MOST_EXTRA_RETENTION_MS} milliseconds")
     return ms
 
 

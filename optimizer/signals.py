@@ -10,12 +10,15 @@ from contextlib import contextmanager
 
 @contextmanager
 def terminable() -> Iterator[None]:
-    """Inside, SIGTERM raises KeyboardInterrupt in the main thread; afterwards it does what it did before."""
+    """Inside, SIGTERM raises KeyboardInterrupt in the main thread; afterwards it does what it did before,
+    or what was asked of it inside."""
     before = signal.signal(signal.SIGTERM, interrupt)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        # Whoever has set another since wants it to stay, as a server that must end in order.
+        if signal.getsignal(signal.SIGTERM) is interrupt:
+            signal.signal(signal.SIGTERM, before)
 
 
 def interrupt(signal_number: int, frame: object) -> None:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 from optimizer.clock import SystemClock
 from optimizer.errors import AdloopError
 from optimizer.loop import step_until
-from optimizer.maths.attribution import EXTRA_RETENTION_MS
+from optimizer.maths.attribution import EXTRA_RETENTION_MS, MOST_EXTRA_RETENTION_MS
 from optimizer.signals import terminable
 from serving.settings import Settings, settings_from
 
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 # Python's default of 5 ms is how long a thread that computes may keep a request waiting for the interpreter.
 SWITCH_INTERVAL_S = 0.0005
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
-MAX_RETENTION_MS = 10 * 365 * 86_400_000  # as long as a campaign's windows may be
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -85,12 +84,13 @@ def run_generator(settings: Settings) -> int:
     from serving.roles import LearningOnce, PromptGuard, make_generator
 
     stopping = threading.Event()
-    for number in SIGNALS:
-        signal.signal(number, lambda *_: stopping.set())
     with closing(open_log(settings.log_url)) as log:
         opened = LearningOnce(settings.data, settings.model)
         seed = int.from_bytes(os.urandom(7), "little")
         generator = make_generator(log, opened, SystemClock(), seed, PromptGuard(settings.data, expected=False))
+        # From here on a step is finished first; before, a signal interrupts what may take minutes.
+        for number in SIGNALS:
+            signal.signal(number, lambda *_: stopping.set())
         print("generating; Ctrl-C stops", file=sys.stderr, flush=True)
         step_until(stopping, generator.step)
     return 0
@@ -127,8 +127,8 @@ def _port(text: str) -> int:
 
 def _millis(text: str) -> int:
     ms = int(text)
-    if not 0 <= ms <= MAX_RETENTION_MS:
-        raise argparse.ArgumentTypeError(f"got {text}, expected 0 to {MAX_RETENTION_MS} milliseconds")
+    if not 0 <= ms <= MOST_EXTRA_RETENTION_MS:
+        raise argparse.ArgumentTypeError(f"got {text}, expected 0 to {MOST_EXTRA_RETENTION_MS} milliseconds")
     return ms
 
 

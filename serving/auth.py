@@ -6,6 +6,7 @@ import base64
 import hashlib
 import hmac
 import ipaddress
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -13,6 +14,8 @@ from typing import Literal, get_args
 from optimizer.errors import ConfigError, FieldError
 from optimizer.types import ID_PATTERN
 from serving.problems import Problem
+
+logger = logging.getLogger(__name__)
 
 Role = Literal["serve", "ingest", "reader", "admin"]
 ROLES: tuple[Role, ...] = get_args(Role)
@@ -171,9 +174,12 @@ def _check_strength(key: str, position: int) -> None:
 
 
 def check_secrets(secrets: Mapping[str, bytes]) -> None:
-    """Raises ConfigError where one of the token keys is plainly no secret: whoever guesses it can forge events."""
+    """Raises ConfigError where one of the token keys is a default or a placeholder: whoever guesses it can forge
+    events. One of few different bytes is told of in the log."""
     for kid, secret in secrets.items():
-        if len(set(secret)) < MIN_DISTINCT_BYTES or (secret.isascii() and _looks_default(secret.decode("ascii"))):
+        if len(set(secret)) < MIN_DISTINCT_BYTES:
+            logger.warning("ADLOOP_TOKEN_KEYS: key %r has few different bytes; draw it at random", kid)
+        if secret.isascii() and _looks_default(secret.decode("ascii")):
             raise ConfigError(
                 f"ADLOOP_TOKEN_KEYS: key {kid!r} looks like a default or a placeholder; make one with "
                 "`head -c 32 /dev/urandom | base64`"

@@ -216,7 +216,9 @@ def _prompt_tokens(folder: Path) -> int:
     try:
         shape = json.loads((folder / "config.json").read_text())
         positions = int(shape.get("max_position_embeddings") or shape.get("n_positions") or 1024)
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+        if positions < 2:
+            raise ValueError(f"{positions} positions")
+    except (OSError, ValueError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
         raise ConfigError(f"model: {folder.name}/config.json can't be read ({error}); put it back") from error
     return min(positions // 2, 1024)
 

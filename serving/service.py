@@ -23,7 +23,7 @@ from serving.campaigns import campaign_body, campaign_from
 from serving.drawing import EPSILON, Arms, Drawn, control_arms, draws, pool_arms
 from serving.idempotency import Idempotency, KeyReused
 from serving.ingest import Rejected, admit, rejected
-from serving.problems import conflict, not_found, unavailable
+from serving.problems import Problem, conflict, not_found, unavailable
 from serving.schemas import MAX_SAFE_INTEGER, CampaignIn, EventResult, GenerateIn, GenerateOut, Variant
 from serving.views import Views
 
@@ -224,12 +224,12 @@ class AdService:
         return NO_POLICY if live is None else live.version
 
     def _append(self, records: Sequence[Append]) -> None:
-        """Durable on return. A refusal is remembered for a while, so that readiness tells of it. Raises BadInput for a
+        """Durable on return. A refusal is remembered for a while, so that readiness tells of it. Raises Problem for a
         record that is too large, which the log would refuse."""
         for record in records:
             if record.value is not None and len(record.value) > MAX_RECORD_BYTES:
                 got, most = f"a record of {len(record.value)} bytes", f"at most {MAX_RECORD_BYTES}"
-                raise BadInput(FieldError("body", got, most, "send less"))
+                raise Problem(413, "a record would be too large", [FieldError("body", got, most, "send less")])
         try:
             self._log.append(records)
         except OSError:

@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 from optimizer.errors import ConfigError
 from optimizer.maths.attribution import EXTRA_RETENTION_MS
+from optimizer.stream.open import sqlite_url
 from optimizer.stream.tokens import TOKEN_KEYS_FILE, TokenKeys, parse_secrets, read_secrets
 from serving.auth import KeyRing, check_exposure, check_secrets, is_loopback
 
@@ -90,8 +91,7 @@ def _token_keys(environment: Mapping[str, str], data: Path, private: bool, why: 
 
 def _own_log(data: Path) -> str:
     """The URL of the data folder's own log, whatever the folder is called."""
-    path = str(data / "log.db").replace("%", "%25").replace("?", "%3F")  # what a log's URL reads as its own marks
-    return f"sqlite:///{path}"
+    return sqlite_url(data / "log.db")
 
 
 def _joiner_url(text: str) -> str:

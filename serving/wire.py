@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn, TypeVar
 
 import msgspec
@@ -98,19 +99,36 @@ def too_deep(value: object) -> bool:
 
 
 def overflowing(value: object) -> str | None:
-    """The path of the first number that overflows a double (1e400), or None."""
-    waiting = [("", value)]
-    while waiting:
-        path, one = waiting.pop()
-        if isinstance(one, float) and not math.isfinite(one):
-            return path or "body"
-        inner: list[tuple[str, object]] = []
-        if isinstance(one, dict):
-            inner = [(f"{path}.{name}" if path else name, held) for name, held in one.items()]
-        elif isinstance(one, list):
-            inner = [(f"{path}[{index}]", held) for index, held in enumerate(one)]
-        waiting.extend(reversed(inner))
+    """The path of the first number that overflows a double (1e400), or None. The path is put together when there is
+    one: a long name above a long list would be copied for each of its elements."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return "body"
+    inside = [_items(value)]
+    names: list[object] = []
+    while inside:
+        for name, one in inside[-1]:
+            if isinstance(one, float) and not math.isfinite(one):
+                return _path([*names, name])
+            if isinstance(one, (dict, list)):
+                inside.append(_items(one))
+                names.append(name)
+                break
+        else:
+            inside.pop()
+            del names[-1:]
     return None
+
+
+def _items(value: object) -> Iterator[tuple[object, object]]:
+    if isinstance(value, dict):
+        return iter(value.items())
+    return iter(enumerate(value)) if isinstance(value, list) else iter(())
+
+
+def _path(names: Sequence[object]) -> str:
+    """As in `slots[2].name`: numbers stand in brackets."""
+    text = "".join(f"[{name}]" if isinstance(name, int) else f".{name}" for name in names)
+    return text.removeprefix(".")
 
 
 def refuse_overflow(value: object) -> None:

@@ -217,8 +217,10 @@ def _play(options: Options, json_wanted: bool) -> int:
     err = Console(stderr=True)
     with _folder(options.data) as data:
         world = load_world(WORLD, options.seed)
-        run = asyncio.run(_until_stopped(demo(options, data, world, err)))
-        signal.signal(signal.SIGTERM, interrupt)  # again: the event loop took its handler with it
+        try:
+            run = asyncio.run(_until_stopped(demo(options, data, world, err)))
+        finally:
+            signal.signal(signal.SIGTERM, interrupt)  # again: the event loop took its handler with it
     if run is None:
         print("demo: stopped before its end, the server with it", file=sys.stderr)
         return 0

@@ -23,7 +23,7 @@ from optimizer.learning.view import CriticView
 from optimizer.store import PolicyStore
 from optimizer.stream.joiner import Joiner
 from optimizer.stream.log import EventLog
-from optimizer.stream.open import open_log
+from optimizer.stream.open import open_log, sqlite_url
 from optimizer.stream.tokens import TokenKeys
 from optimizer.types import PolicyRecord, Scalar
 from serving.drawing import EPSILON
@@ -103,7 +103,7 @@ class Loop:
         folder.mkdir(parents=True, exist_ok=True)
         self.clock = ManualClock(start_ms)
         # A simulation that loses power is run again: nothing waits for the disk.
-        self.log: EventLog = open_log(f"sqlite:///{folder / 'log.sqlite'}?synchronous=off", self.clock)
+        self.log: EventLog = open_log(sqlite_url(folder / "log.sqlite") + "?synchronous=off", self.clock)
         self.keys = TokenKeys({"simulation": hashlib.sha256(f"adloop simulation {seed}".encode()).digest()})
         self.views = Views(self.log, load_critic, gate, follow_outcomes=False)
         self.service = AdService(

@@ -304,6 +304,7 @@ class Learner:
             **calibration_facts(self.critic.forecasts.calibration),
             "increment": self.increments,
             "outcomes": len(self.critic.buffer.entries),
+            "bad_records": self.bad_records,
             "outcomes_to": ",".join(f"{at.partition}:{self._outcomes.position(at)}" for at in self._outcome_places),
             "critic_version": view.version,
         }

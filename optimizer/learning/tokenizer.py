@@ -64,7 +64,7 @@ class TextCodec:
         """Raises ConfigError for a folder whose tokenizer can't be loaded without running its code."""
         try:
             tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ConfigError(f"model: no tokenizer can be loaded from {folder.name} ({error})") from error
         return cls(tokenizer)
 

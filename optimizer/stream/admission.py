@@ -26,6 +26,7 @@ MAX_INPUT_BYTES: Final = 1024 * 1024
 MAX_VALUE: Final = 1e12
 YEAR_2020_MS: Final = 1_577_836_800_000
 # Far enough for clocks that are wrong and for streams in simulated time; micro- and nanoseconds and 2100 are beyond it.
+YEAR_2100_MS: Final = 4_102_444_800_000
 MOST_AHEAD_MS: Final = 3_650 * 24 * 3_600_000
 _MAX_MS: Final = 2**61  # so that a time plus a window still fits 64 bits
 
@@ -123,8 +124,9 @@ def read_decision(record: Record, value: bytes) -> Decision:
         raise Refused("value", f"propensity: got {decision.propensity!r}, expected more than 0 and at most 1")
     if decision.ts < YEAR_2020_MS:
         raise Refused("clock", f"ts: got {decision.ts}, expected epoch milliseconds from 2020 on")
-    # By the log's own time, so that a rebuild says the same; a log that stamps nothing says 0 or -1.
-    latest = max(record.ts, YEAR_2020_MS) + MOST_AHEAD_MS
+    # By the log's own time, so that a rebuild says the same; and before 2100, since a producer that is wrong about the
+    # time may stamp its records as wrongly. A log that stamps nothing says 0 or -1.
+    latest = min(record.ts + MOST_AHEAD_MS if record.ts > 0 else YEAR_2100_MS, YEAR_2100_MS - 1)
     if decision.ts > latest:
         raise Refused("clock", f"ts: got {decision.ts}, expected epoch milliseconds up to {latest}")
     return decision

@@ -38,6 +38,11 @@ def open_log(url: str, clock: Clock | None = None, create: bool = True) -> Event
     return SqliteLog(path, clock, _partitions(options), _synchronous(options))
 
 
+def sqlite_url(path: Path) -> str:
+    """The URL of this file's log, whatever it and its folders are called."""
+    return SQLITE_PREFIX + str(path).replace("%", "%25").replace("?", "%3F")  # what a URL reads as its own marks
+
+
 def sqlite_path(url: str) -> Path | None:
     """The file behind a `sqlite:///` URL; None for any other log."""
     return Path(_sqlite_options(url)[0]) if url.startswith(SQLITE_PREFIX) else None

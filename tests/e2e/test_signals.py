@@ -63,6 +63,15 @@ def test_the_tiny_model_in_the_making(tmp_path: Path, number: int, verb: list[st
 
 
 @ENDS
+def test_the_generator_while_its_model_is_made(tmp_path: Path, number: int) -> None:
+    script = WAIT + (
+        "from serving import __main__ as main, roles\nroles.LearningOnce.get = wait\n"
+        "sys.exit(main.main(['generate', '--data', sys.argv[1]]))"
+    )
+    ended(["-c", script, str(tmp_path / "data")], number)
+
+
+@ENDS
 @pytest.mark.parametrize("during", ["load_world", "write_report"])
 def test_the_demo_beside_its_traffic(tmp_path: Path, number: int, during: str) -> None:
     script = WAIT + (

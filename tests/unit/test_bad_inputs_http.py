@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import math
 import threading
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -24,7 +25,7 @@ from optimizer.types import Decision
 from serving.app import build_app
 from serving.limits import MAX_BODY_BYTES
 from serving.schemas import GenerateIn
-from serving.wire import convert
+from serving.wire import convert, overflowing
 from tests.serving_rig import MINIMAL, Rig, make_rig
 
 JSON = {"content-type": "application/json"}
@@ -514,6 +515,14 @@ def test_events_that_are_none_are_rejected_alone(rig: Rig, client: TestClient, v
     assert [result["status"] for result in results] == ["rejected", "accepted"]
     assert results[0]["reason"] == "schema"
     assert len(rig.records("events")) == 1
+
+
+def test_a_long_name_above_a_long_list_is_not_copied_for_each_element() -> None:
+    """Half a megabyte of name above a quarter of a million numbers: together 125 GB."""
+    value = {"a" * 500_000: [1] * 250_000, "b": [{"c": 1}, {"c": [2, math.inf]}], "d": math.inf}
+    assert overflowing(value) == "b[1].c[1]"
+    assert overflowing({"a": [1, {"b": 2}], "c": {}}) is None
+    assert overflowing(math.inf) == "body"
 
 
 def test_an_overflow_in_one_event_is_that_events_matter(rig: Rig, client: TestClient) -> None:

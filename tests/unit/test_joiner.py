@@ -12,7 +12,7 @@ import msgspec
 import pytest
 
 from optimizer.errors import ConfigError, LogTruncated
-from optimizer.stream.admission import MOST_AHEAD_MS, read_decision
+from optimizer.stream.admission import MOST_AHEAD_MS, Refused, read_decision
 from optimizer.stream.joiner import Joiner
 from optimizer.stream.log import Append, Record, TopicPartition
 from optimizer.stream.sqlite_log import SqliteLog
@@ -286,6 +286,15 @@ def test_28_a_decision_from_the_far_future_is_refused_and_moves_no_event_time(ri
     assert rig.reasons() == ["clock"]
     assert (last["d1"]["state"], last["d1"]["reward"]) == ("open", 1.0)
     assert rig.joiner.event_time(0) == T0 + 1_000
+
+
+@pytest.mark.parametrize("ts", [4_102_444_800_000, T0 * 1000])
+def test_28_a_producer_that_is_as_wrong_about_its_records_is_refused_too(ts: int) -> None:
+    made = appended(decision(ts=ts))
+    record = Record("decisions", 0, 0, made.key.encode(), made.value, ts)
+    with pytest.raises(Refused, match="up to 4102444799999") as refusal:
+        read_decision(record, made.value or b"")
+    assert refusal.value.reason == "clock"
 
 
 def test_28_a_decision_may_be_years_ahead_of_the_log_as_simulated_time_is(rig: Rig) -> None:

@@ -447,7 +447,7 @@ def test_what_was_skipped_cut_or_tempered_is_told_with_each_version(tiny_loop: L
     facts = tiny_loop.store.manifest(tiny_loop.store.versions()[-1]).facts
     assert isinstance(facts["clipped_steps"], int)
     assert facts["clipped_steps"] >= 1
-    assert facts["skipped_steps"] == facts["tempered_steps"] == 0
+    assert facts["skipped_steps"] == facts["tempered_steps"] == facts["bad_records"] == 0
 
 
 def test_without_a_base_the_critic_learns_alone(tiny_loop: Loop) -> None:

@@ -53,10 +53,19 @@ def test_a_damaged_choice_of_model_is_a_503_that_names_the_file(tmp_path: Path, 
     assert guard(campaign()) is None  # what is short enough needs no model to tell
 
 
-@pytest.mark.parametrize("content", [b"", b"[]", b'{"n_positions": "x"}'])
-def test_a_damaged_model_is_a_503_too(tmp_path: Path, tiny_model_folder: Path, content: bytes) -> None:
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        *(("config.json", content) for content in (b"", b"[]", b'{"n_positions": "x"}', b'{"n_positions": -5}')),
+        ("config.json", b'{"max_position_embeddings": 1e999}'),
+        ("config.json", b"[" * 100_000),
+        ("tokenizer.json", b""),
+        ("tokenizer.json", b"[]"),
+    ],
+)
+def test_a_damaged_model_is_a_503_too(tmp_path: Path, tiny_model_folder: Path, file: str, content: bytes) -> None:
     folder = Path(shutil.copytree(tiny_model_folder, tmp_path / "my-model"))
-    (folder / "config.json").write_bytes(content)
+    (folder / file).write_bytes(content)
     with pytest.raises(Problem, match="my-model") as refusal:
         PromptGuard(tmp_path, expected=True, model=str(folder))(campaign(LONG))
     assert refusal.value.status == 503

@@ -143,11 +143,11 @@ def test_what_the_log_refuses_for_a_reason_of_its_own_is_503_with_that_reason(ri
     assert error_of(answer)["got"] == answer.json()["detail"] == "log: broker:9092 refuses user 'x'; correct its name"
 
 
-def test_a_record_that_is_too_large_is_422(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_record_that_is_too_large_is_413(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
     client.put("/v1/campaigns/c1", json=MINIMAL)
     monkeypatch.setattr(service, "MAX_RECORD_BYTES", 100)
     answer = client.post("/v1/generate", json={"campaign_id": "c1"})
-    assert answer.status_code == 422
+    assert answer.status_code == 413
     assert (error_of(answer)["field"], error_of(answer)["expected"]) == ("body", "at most 100")
 
 
