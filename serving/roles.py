@@ -34,6 +34,8 @@ logger = logging.getLogger(__name__)
 
 # The tiny model takes 256 tokens of prompt and 256 of slots, and no text has more byte-level BPE tokens than bytes.
 SURE_PROMPT_BYTES = 256
+# Its longest tokens are words of 17 bytes: what is longer than this does not fit, whatever it says.
+TOO_LONG_PROMPT_BYTES = 256 * 32
 LEAST_SLOT_TOKENS = 8  # the room for text that a slot must have beside its `name:` (optimizer/learning/policy.py)
 FRESH_WAIT_S = 0.05
 # transformers is safe for neither of two things in two threads at once: its lazy import, and building a model from
@@ -157,7 +159,8 @@ class Writer:
 class PromptGuard:
     """Refuses a campaign whose prompt is longer than the model takes, at PUT: nothing is ever cut silently.
 
-    While the model is being made (`expected`), what is too long to be sure about is answered with 503.
+    While the model is being made (`expected`), what is too long to be sure about is answered with 503. Where another
+    process will settle the model, what may be too long passes, but not what is too long for the tiny one in any case.
     """
 
     def __init__(self, data: Path, expected: bool, model: str | None = None) -> None:
@@ -175,6 +178,9 @@ class PromptGuard:
             return None
         known = self._find()
         if known is None:
+            if max(prompts) > TOO_LONG_PROMPT_BYTES and self._folder() is None:
+                got, fix = f"a prompt of {max(prompts)} bytes", "shorten product, audience or facts"
+                return FieldError("product", got, "at most 256 tokens for the tiny model", fix)
             if self._expected:
                 raise unavailable("the model is being prepared", "send the campaign again in a minute", "product")
             return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import threading
 from collections.abc import Callable
@@ -14,6 +15,7 @@ import msgspec
 import pytest
 
 from optimizer.learning import policy
+from optimizer.learning.corpus import generate_corpus
 from optimizer.types import Campaign, Product, Slot
 from serving import roles
 from serving.problems import Problem
@@ -77,6 +79,26 @@ def test_while_the_model_is_made_only_sure_prompts_pass(tmp_path: Path) -> None:
     with pytest.raises(Problem) as refusal:
         guard(campaign(LONG))
     assert refusal.value.status == 503
+
+
+@pytest.mark.parametrize("expected", [True, False])
+def test_what_is_too_long_in_any_case_needs_no_model_to_be_refused(tmp_path: Path, expected: bool) -> None:
+    guard = PromptGuard(tmp_path, expected)
+    error = guard(campaign(("words and words " * 25,) * 50))
+    assert error is not None
+    assert (error.field, error.expected) == ("product", "at most 256 tokens for the tiny model")
+    if not expected:
+        assert guard(campaign(LONG)) is None  # it may be, or not: the learner's model decides
+    # A model of a hub may take it.
+    assert PromptGuard(tmp_path, expected=False, model="some/model")(campaign(("words and words " * 25,) * 50)) is None
+    (tmp_path / "base.json").write_text(json.dumps({"model": "some/model", "digest": "x"}))
+    assert PromptGuard(tmp_path, expected=False)(campaign(("words and words " * 25,) * 50)) is None
+
+
+def test_no_word_that_the_tiny_model_learns_is_as_long_as_the_bound_takes_for_a_token() -> None:
+    """Its tokens end where words do."""
+    words = {word for row in generate_corpus(1, 3_000) for word in re.findall(r"\w+", str(row))}
+    assert 10 < max(len(word.encode()) for word in words) < roles.TOO_LONG_PROMPT_BYTES // roles.SURE_PROMPT_BYTES
 
 
 def test_slots_too_many_to_be_sure_about_wait_too(tmp_path: Path) -> None:
