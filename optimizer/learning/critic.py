@@ -36,11 +36,12 @@ from optimizer.learning.heads import Heads
 from optimizer.learning.reference import LureText, watched
 from optimizer.learning.rows import Rows
 from optimizer.learning.traffic import Traffic, place_name
+from optimizer.learning.units import signed
 from optimizer.learning.values import VALUES, Values
 from optimizer.learning.view import OUTPUTS, CriticView, OutputView
 from optimizer.maths.delay import still_to_come
 from optimizer.maths.drift import DriftWatch
-from optimizer.types import Campaign, Outcome, Scalar
+from optimizer.types import Campaign, Outcome, RewardWeights, Scalar
 
 Floats = NDArray[np.float32]
 Floats64 = NDArray[np.float64]
@@ -49,6 +50,7 @@ FORESEEN_AT_ONCE = 100_000  # new decisions of an increment whose predictions ar
 CONVERTS_PASSES = 3  # clicked rows are few, and bait is to be known before it is everywhere
 DAY_MS = 86_400_000
 STALE_PART = 0.1  # of the rows, that must be stale before they are let go: it moves everything
+VALUE = 0.3  # the same of the values: what texts and places do to them is less than what single decisions differ by
 BESIDE_TEXT, BESIDE_PLACE = 2.0, 0.3  # the first prior scales of what converts, in units of PRIOR_SCALE
 
 
@@ -95,10 +97,11 @@ class Critic:
         # What a text does to conversions is asked beside its campaign's other texts: where clicks stop converting, that
         # is put down to the text before it is put down to the place, which all its texts share.
         beside = np.where(learnt, BESIDE_TEXT * PRIOR_SCALE, BESIDE_PLACE * PRIOR_SCALE)
+        scales = {"click": scale, "clicked": VALUE * PRIOR_SCALE, "unclicked": VALUE * PRIOR_SCALE, "converts": beside}
         self._outputs = {
             name: Heads(
                 config.heads,
-                beside if name == "converts" else scale,
+                scales[name],
                 learnt,
                 salt=config.seed * 8 + at,
                 learning_rate=config.learning_rate,
@@ -288,25 +291,30 @@ class Critic:
             missing[waiting] = still_to_come(p, arrived)
             alone = waiting & np.array([not entry.pays_later for entry in entries], bool)
             rewards[alone] += (q[shown[waiting]] * missing[waiting] / np.maximum(p, 1e-12))[alone[waiting]]
-        self._add_expected(rewards, entries, missing, campaign.reward.click * worth[shown])
+        self._add_expected(rewards, entries, missing, campaign.reward.click * worth[shown], campaign.reward)
         return shown, rewards, selection
 
     def _add_expected(
-        self, rewards: NDArray[np.float64], entries: list[Entry], missing: NDArray[np.float64], click: Floats64
+        self,
+        rewards: Floats64,
+        entries: list[Entry],
+        missing: Floats64,
+        click: Floats64,
+        weights: RewardWeights,
     ) -> None:
         """Add what decisions that may earn more than the click are expected to bring yet; `click`: what one counts."""
         later = [at for at, entry in enumerate(entries) if entry.pays_later]
         clicked = [at for at in later if entries[at].click]
         plain = [at for at in later if not entries[at].click]
         if clicked:
-            rewards[clicked] += self._values.after_click([entries[at] for at in clicked], self._now_ms)
+            rewards[clicked] += signed(self._values.after_click([entries[at] for at in clicked], self._now_ms), weights)
         if plain:
             some, coming = [entries[at] for at in plain], missing[plain]
             # Where one conversion is all that counts, a view that has converted leaves the click nothing but itself.
             open_ = [entry.pays_conversions and not (entry.converted and entry.counts_once) for entry in some]
-            after = np.where(np.array(open_, bool), self._values.said("clicked", some), 0.0)
+            after = np.where(np.array(open_, bool), signed(self._values.said("clicked", some), weights), 0.0)
             rewards[plain] += coming * (click[plain] + after)
-            rewards[plain] += (1.0 - coming) * self._values.without_click(some, self._now_ms)
+            rewards[plain] += (1.0 - coming) * signed(self._values.without_click(some, self._now_ms), weights)
 
     def price(self, campaign: Campaign) -> float:
         """A reward of this campaign that is not nothing, about (units.py)."""

@@ -8,10 +8,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
 from optimizer.learning.buffer import Entry
 from optimizer.learning.features import campaign_name
 from optimizer.types import Campaign, RewardWeights
 
+USUAL = 0.2  # root mean square over the largest weight before anything is known: one decision in 25 brings it
 BELIEF = 2.0  # decisions that earned something, after which a campaign's own figures count as much as its neighbours'
 Output = Literal["clicked", "unclicked"]
 
@@ -86,7 +90,7 @@ class Units:
             if spread > 0 and self._nominal[name] > 0:
                 logs[self._kinds[name]] += trust[name] * math.log(spread / self._nominal[name])
                 weights[self._kinds[name]] += trust[name]
-        usual = {kind: math.exp(logs[kind] / weight) if weight > 0 else 1.0 for kind, weight in weights.items()}
+        usual = {kind: math.exp(logs[kind] / weight) if weight > 0 else USUAL for kind, weight in weights.items()}
         units = {}
         for name, (spread, _) in own.items():
             common = usual[self._kinds[name]] * self._nominal[name]
@@ -128,12 +132,21 @@ def nominal(reward: RewardWeights) -> float:
     return max(abs(reward.conversion), abs(reward.value), abs(reward.rating))
 
 
+def signed(value: NDArray[np.float64], reward: RewardWeights) -> NDArray[np.float64]:
+    """What comes besides the click, elementwise, within what can come: conversions, values and ratings are never under
+    0, so that its sign is that of the weights where these agree. Of a draw, not of a target: what is cut off at one
+    side is no longer right on average."""
+    weights = (reward.conversion, reward.value, reward.rating)
+    low, high = (0.0 if min(weights) >= 0.0 else -math.inf), (0.0 if max(weights) <= 0.0 else math.inf)
+    return np.clip(value, low, high)
+
+
 def unit_of(table: Mapping[str, float], campaign: Campaign) -> float:
     """A campaign's unit by `Units.table`; 1 by an empty one (a critic from before there were units)."""
     known = table.get(campaign_name(campaign))
     if known is not None or not table:
         return 1.0 if known is None else known
-    return table.get(_kind(campaign), 1.0) * (nominal(campaign.reward) or 1.0)
+    return table.get(_kind(campaign), USUAL) * (nominal(campaign.reward) or 1.0)
 
 
 def _kind(campaign: Campaign) -> str:

@@ -29,7 +29,7 @@ from optimizer.learning.features import (
 from optimizer.learning.heads import prior_draws
 from optimizer.learning.reference import LureText
 from optimizer.learning.traffic import campaign_of, place_name
-from optimizer.learning.units import unit_of
+from optimizer.learning.units import signed, unit_of
 from optimizer.maths.guard import click_worth, trust_in_texts
 from optimizer.types import Campaign, Candidate, RewardWeights, Scalar
 
@@ -244,7 +244,7 @@ class CriticView:
             if name not in outputs:
                 return 0.0
             said = np.asarray(outputs[name], np.float64) + self._outputs[name].offset
-            return said * features.units.get(name, 1.0)
+            return signed(said * features.units.get(name, 1.0), features.reward)
 
         reward, worth = features.reward, features.worth
         p = self._probability("click", outputs["click"])

@@ -10,7 +10,7 @@ import pytest
 from safetensors.numpy import load, save
 
 from optimizer.learning.critic import Critic, CriticConfig
-from optimizer.learning.units import Units, nominal, unit_of
+from optimizer.learning.units import USUAL, Units, nominal, signed, unit_of
 from optimizer.learning.view import CriticView
 from optimizer.types import Attribution, Campaign, Candidate, RewardWeights
 from tests.learning_rig import START_MS, campaign, candidate, outcome
@@ -108,6 +108,35 @@ def score_of_click(critic: Critic, made: Campaign) -> float:
     """The click probability of the text."""
     plain = campaign(campaign_id=made.campaign_id, reward=RewardWeights(click=1.0), attribution=made.attribution)
     return float(score(critic.view(), plain, [TEXT]).mean())
+
+
+def test_before_any_conversion_is_told_nobody_shuns_clicks() -> None:
+    """Where sales are paid for and none has been told, no draw of what they bring makes a click a loss."""
+    made = campaign(reward=RewardWeights(click=0.25, conversion=3.0), attribution=WINDOWS)
+    texts = [candidate("c1 says 0"), candidate("c1 says 1")]
+    for seed in range(4):
+        critic = Critic(CriticConfig(heads=12, seed=seed))
+        for at in range(400):
+            start = START_MS + at * 1_000
+            click = at % 20 < 6 if at % 2 == 0 else at % 20 == 1
+            own: dict[str, Any] = {"text": texts[at % 2], "click": click, "impression_ts": start}
+            add(critic, made, f"d{at}", 1, as_of=start, **own)
+            if at % 50 == 49:
+                critic.fit()
+        q = score(critic.view(), made, texts)
+        assert (q >= 0).all()
+        assert (q[:, 0] > q[:, 1]).mean() >= 0.9
+
+
+def test_a_draw_has_the_sign_that_the_weights_agree_on() -> None:
+    draws = np.array([-2.0, 0.5])
+    for reward, wanted in (
+        (RewardWeights(conversion=1.0, value=2.0), [0.0, 0.5]),
+        (RewardWeights(conversion=-1.0), [-2.0, 0.0]),
+        (RewardWeights(conversion=-1.0, value=2.0), [-2.0, 0.5]),
+        (RewardWeights(click=5.0), [0.0, 0.0]),
+    ):
+        np.testing.assert_array_equal(signed(draws, reward), wanted)
 
 
 def viewed(critic: Critic, made: Campaign, share: float) -> None:
@@ -304,8 +333,9 @@ def test_a_new_campaign_begins_with_what_is_usual_for_its_kind() -> None:
     twin = campaign(campaign_id="new", reward=RewardWeights(conversion=8.0))
     assert unit_of(table, twin) == pytest.approx(2 * table["default/known"], rel=1e-6)
     # Amounts of money are another kind, and so is what another tenant pays.
-    assert unit_of(table, campaign(campaign_id="new", reward=RewardWeights(value=1.0))) == 1.0
-    assert unit_of(table, campaign(campaign_id="new", tenant="acme", reward=RewardWeights(conversion=3.0))) == 3.0
+    assert unit_of(table, campaign(campaign_id="new", reward=RewardWeights(value=1.0))) == USUAL
+    other = campaign(campaign_id="new", tenant="acme", reward=RewardWeights(conversion=3.0))
+    assert unit_of(table, other) == pytest.approx(3.0 * USUAL)
     assert unit_of({}, twin) == 1.0
     assert nominal(RewardWeights(click=9.0, conversion=-2.0, rating=1.0)) == 2.0
 
