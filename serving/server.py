@@ -1,10 +1,9 @@
-"""The HTTP server in the main thread: a socket of our own, signals of our own, one line on stdout when it is ready."""
+"""The HTTP server in the main thread: a socket of our own, signals left to whoever calls, one line on stdout when it is ready."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import signal
 import socket
 from collections.abc import Callable, Iterator
 
@@ -60,7 +59,7 @@ async def serve(
     stop: asyncio.Event,
     closing: Callable[[], None],
 ) -> None:
-    """Serve until `stop` is set or SIGTERM or Ctrl-C comes.
+    """Serve until `stop` is set.
 
     `announce` is called once, when `ready` first says so; `closing` first of all when the end has come, so that answers
     without an end of their own (event streams) end too.
@@ -76,9 +75,6 @@ async def serve(
         timeout_graceful_shutdown=GRACEFUL_S,
     )
     server = Server(config)
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
     serving = asyncio.create_task(server.serve(sockets=[listening]))
     waiting = asyncio.create_task(_announce(server, ready, announce))
     stopping = asyncio.create_task(stop.wait())

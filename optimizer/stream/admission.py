@@ -125,8 +125,8 @@ def read_decision(record: Record, value: bytes) -> Decision:
     if decision.ts < YEAR_2020_MS:
         raise Refused("clock", f"ts: got {decision.ts}, expected epoch milliseconds from 2020 on")
     # By the log's own time, so that a rebuild says the same; and before 2100, since a producer that is wrong about the
-    # time may stamp its records as wrongly. A log that stamps nothing says 0 or -1.
-    latest = min(record.ts + MOST_AHEAD_MS if record.ts > 0 else YEAR_2100_MS, YEAR_2100_MS - 1)
+    # time may stamp its records as wrongly. A log that stamps nothing says 0 or -1; one of seconds, 1970.
+    latest = YEAR_2100_MS - 1 if record.ts < YEAR_2020_MS else min(record.ts + MOST_AHEAD_MS, YEAR_2100_MS - 1)
     if decision.ts > latest:
         raise Refused("clock", f"ts: got {decision.ts}, expected epoch milliseconds up to {latest}")
     return decision

@@ -302,9 +302,10 @@ def test_28_a_decision_may_be_years_ahead_of_the_log_as_simulated_time_is(rig: R
     assert rig.reasons() == []
 
 
-def test_28_a_log_without_times_of_its_own_refuses_no_decision_of_today() -> None:
+@pytest.mark.parametrize("stamped", [-1, 0, T0 // 1000])
+def test_28_a_log_without_times_of_its_own_refuses_no_decision_of_today(stamped: int) -> None:
     made = appended(D)
-    record = Record("decisions", 0, 0, made.key.encode(), made.value, -1)
+    record = Record("decisions", 0, 0, made.key.encode(), made.value, stamped)
     assert read_decision(record, made.value or b"").ts == T0
 
 
