@@ -1,4 +1,4 @@
-"""The HTTP server in the main thread: a socket of our own, signals left to whoever calls, one line on stdout when it is ready."""
+"""The HTTP server in the main thread: a socket of our own, signals left to the caller, one line on stdout when ready."""
 
 from __future__ import annotations
 
