@@ -1,4 +1,4 @@
-"""The HTTP server in the main thread: a socket of our own, signals left to the caller, one line on stdout when ready."""
+"""The HTTP server in the main thread: a socket of our own, signals left to the caller, one line when it is ready."""
 
 from __future__ import annotations
 
