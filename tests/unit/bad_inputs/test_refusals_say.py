@@ -1,11 +1,10 @@
 """What a refusal says: the field, what came, what was expected and the fix, for the lines of shared/bad-inputs.md that
-reach the HTTP edge. That these are refused at all, and change nothing, stands in test_bad_inputs_http.py."""
+reach the HTTP edge. That these are refused at all, and change nothing, stands in the files beside this one."""
 
 from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,8 +15,8 @@ from optimizer.errors import BadInput
 from serving.limits import MAX_BODY_BYTES
 from serving.schemas import CampaignIn, EventIn, GenerateIn
 from serving.wire import convert
+from tests.refusals import API_KEYS
 from tests.serving_rig import MINIMAL, Rig, make_rig
-from tests.unit.test_bad_inputs_http import API_KEYS
 
 JSON = {"content-type": "application/json"}
 GENERATE, EVENTS, CAMPAIGN = "/v1/generate", "/v1/events", "/v1/campaigns/new"
@@ -46,19 +45,6 @@ def check(response: Any, said: Said) -> None:
     for name in ("got", "expected", "fix"):
         assert getattr(said, name) in error[name], (name, error)
     assert error["field"] in response.json()["detail"]
-
-
-@pytest.fixture
-def rig(tmp_path: Path) -> Iterator[Rig]:
-    rig = make_rig(tmp_path)
-    rig.put()
-    yield rig
-    rig.close()
-
-
-@pytest.fixture
-def client(rig: Rig) -> TestClient:
-    return rig.client()
 
 
 RAW = {
