@@ -48,6 +48,12 @@ class Role(Protocol):
     def step(self) -> bool | int: ...
 
 
+def event_id(number: int) -> str:
+    """The id of the event posted after `number` - 1 others: by the alphabet as by number, since that decides between
+    events of one millisecond."""
+    return f"e-{number:012}"
+
+
 @dataclass(frozen=True)
 class Shown:
     """One text shown at `ts`: what serving answered, and to which request."""
@@ -195,7 +201,7 @@ class Loop:
     def _event(self, variant: Variant, kind: str, ts: int, value: float | None) -> dict[str, Any]:
         self._posted += 1
         event: dict[str, Any] = {
-            "event_id": f"e-{self._posted}",
+            "event_id": event_id(self._posted),
             "type": kind,
             "decision_id": variant.decision_id,
             "token": variant.token,

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from optimizer.maths.attribution import attribute
+from optimizer.maths.attribution import CLOCK_SKEW_MS, attribute, retention_ms
 from optimizer.types import Campaign, Decision, EventType
-from simulators.loop import Reaction
+from simulators.loop import Reaction, event_id
 
 
 class _Happened(NamedTuple):
@@ -24,7 +24,7 @@ class _Happened(NamedTuple):
     retracts: str | None
 
 
-_IMPRESSION = _Happened("e", "impression", 0, None, None)
+_IMPRESSION = _Happened(event_id(1), "impression", 0, None, None)
 
 
 class Payout:
@@ -36,13 +36,17 @@ class Payout:
         self._squares = dict.fromkeys(campaigns, 0.0)
 
     def of(self, campaign_id: str, reactions: Sequence[Reaction]) -> float:
-        """The whole reward of one impression; `reactions` are (type, ms after the impression, value)."""
+        """The whole reward of one impression; `reactions` are (type, ms after the impression, value). One before the
+        clock skew or after the decision's retention is not let in."""
         if not reactions:
             return 0.0
+        decision = self._decisions[campaign_id]
+        last = retention_ms(decision.attribution)
         events = [_IMPRESSION]
-        for number, (kind, after_ms, value) in enumerate(reactions):
-            events.append(_Happened(f"e{number:03}", kind, after_ms, value, None))  # type: ignore[arg-type]
-        attributed = attribute(self._decisions[campaign_id], events)
+        for number, (kind, after_ms, value) in enumerate(reactions, start=2):
+            if -CLOCK_SKEW_MS <= after_ms <= last:
+                events.append(_Happened(event_id(number), kind, after_ms, value, None))  # type: ignore[arg-type]
+        attributed = attribute(decision, events)
         return 0.0 if attributed is None else attributed.reward
 
     def scaled(self, campaign_id: str, reactions: Sequence[Reaction]) -> float:
