@@ -35,7 +35,7 @@ class Peer(Protocol):
 
 class _Counting:
     """What the peers share: which arms exist, each arm's impressions and rewards so far, float[rows, max arms], and
-    each row's sums of |r| and r^2."""
+    each row's sums of |r| and r^2 and its lowest reward, 0 where none was negative."""
 
     def __init__(self, arms: Ints) -> None:
         """`arms`: int[rows], each row's number of arms, at least 1."""
@@ -47,6 +47,7 @@ class _Counting:
         self.rewards: Floats = np.zeros(self.exists.shape)
         self._sizes: Floats = np.zeros(len(arms))
         self._squares: Floats = np.zeros(len(arms))
+        self._lowest: Floats = np.zeros(len(arms))
 
     def update(self, rows: Ints, arms: Ints, rewards: Floats) -> None:
         """Count rewards [R, count] of the arms shown."""
@@ -59,6 +60,7 @@ class _Counting:
         np.add.at(self.rewards, (at, arms), rewards)
         self._sizes[rows] += np.abs(rewards).sum(axis=1)
         self._squares[rows] += np.square(rewards).sum(axis=1)
+        self._lowest[rows] = np.minimum(self._lowest[rows], rewards.min(axis=1, initial=0.0))
 
     def clicks(self, rows: Ints) -> Floats:
         """The arms' rewards as numbers of clicks, float[R, max arms].
@@ -70,6 +72,19 @@ class _Counting:
         per_reward = np.divide(self._sizes[rows], squares, out=np.ones_like(squares), where=squares > 0.0)
         counted: Floats = self.rewards[rows] * per_reward[:, None]
         return counted
+
+    def raised(self, rows: Ints) -> tuple[Floats, Floats]:
+        """(`clicks` of the rewards above the row's lowest so far, float[R, max arms]; what a reward of nothing is then,
+        float[R]): the clicks themselves and 0 where no reward was negative."""
+        low, shown, rewards = self._lowest[rows], self.impressions[rows], self.rewards[rows]
+        count, total = shown.sum(axis=1), rewards.sum(axis=1)
+        sizes = np.where(low < 0.0, total - low * count, self._sizes[rows])
+        squares = self._squares[rows] - 2.0 * low * total + low * low * count
+        # Where all were the lowest, what is left of the sums is rounding: a click is then what is lost each time.
+        usual = np.where(low < 0.0, np.divide(-1.0, low, out=np.ones_like(low), where=low < 0.0), 1.0)
+        known = squares > 1e-9 * low * low * count
+        per_reward = np.divide(sizes, squares, out=usual, where=known)
+        return (rewards - low[:, None] * shown) * per_reward[:, None], -low * per_reward
 
 
 class Uniform(_Counting):
@@ -87,15 +102,18 @@ class ThompsonSampling(_Counting):
     Sampling").
 
     Every impression draws anew from the posteriors as they stood when the batch began. Prior Beta(1, 75), for click
-    rates near 1.3 %."""
+    rates near 1.3 %. Once a row has had a negative reward its rewards count from the lowest so far, those of the
+    prior's 76 impressions too: arms of which none is paid for would all have the same posterior otherwise, and with the
+    prior left behind no second arm would be tried."""
 
     name = "thompson"
 
     def choose(self, rows: Ints, count: int, rng: np.random.Generator) -> Ints:
-        clicks = self.clicks(rows)
+        clicks, nothing = self.raised(rows)
+        more = (PRIOR_ALPHA + PRIOR_BETA) * np.minimum(nothing, PRIOR_BETA / (PRIOR_ALPHA + PRIOR_BETA))[:, None]
         # Rewards that are not 0 or 1 may count as more clicks than impressions, or as fewer than none.
-        alpha = np.maximum(PRIOR_ALPHA + clicks, LEAST)
-        beta = np.maximum(PRIOR_BETA + self.impressions[rows] - clicks, LEAST)
+        alpha = np.maximum(PRIOR_ALPHA + more + clicks, LEAST)
+        beta = np.maximum(PRIOR_BETA - more + self.impressions[rows] - clicks, LEAST)
         draws = rng.beta(alpha[:, None, :], beta[:, None, :], size=(len(rows), count, alpha.shape[1]))
         chosen: Ints = np.where(self.exists[rows][:, None, :], draws, -1.0).argmax(axis=2)
         return chosen

@@ -114,3 +114,44 @@ def test_rewards_may_be_negative_or_come_with_every_impression(kind: type[Unifor
     for _ in range(200):
         peer.update(ROWS, peer.choose(ROWS, 3, rng), np.full((3, 3), pays))
     assert peer.impressions.sum() == 1800
+
+
+@pytest.mark.parametrize("pays", [-1.0, -1e6])
+def test_thompson_finds_the_arm_that_loses_least(pays: float) -> None:
+    rng, peer = np.random.default_rng(5), ThompsonSampling(np.full(20, 4, dtype=np.int64))
+    rows, rates = np.arange(20, dtype=np.int64), np.array([0.2, 0.15, 0.02, 0.2])
+    for _ in range(150):
+        arms = peer.choose(rows, 10, rng)
+        peer.update(rows, arms, (rng.random(arms.shape) < rates[arms]) * pays)
+    # A uniform choice gives 1/4: that is what it was while nothing told arms apart that are never paid for.
+    assert (peer.choose(rows, 50, rng) == 2).mean() > 0.75
+
+
+def test_a_row_that_once_paid_less_than_nothing_still_tries_every_arm() -> None:
+    # Nothing is lost but by the first arm, once: that the others were not shown yet must not count against them.
+    peer, rng = ThompsonSampling(np.array([5])), np.random.default_rng(0)
+    row = np.array([0])
+    peer.update(row, np.array([[0]]), np.array([[-1.0]]))
+    for _ in range(300):
+        arms = peer.choose(row, 1, rng)
+        peer.update(row, arms, np.where(arms == 3, 0.0, -0.3))
+    assert (peer.impressions[0] >= 2).all()
+    assert peer.impressions[0].argmax() == 3
+
+
+def test_rewards_of_nothing_and_more_count_as_before() -> None:
+    peer, rng = ThompsonSampling(np.array([3, 3])), np.random.default_rng(1)
+    rows = np.array([0, 1])
+    for _ in range(50):
+        arms = peer.choose(rows, 4, rng)
+        peer.update(rows, arms, (rng.random(arms.shape) < 0.2) * np.array([[1.0], [2.5]]))
+    raised, nothing = peer.raised(rows)
+    assert (raised == peer.clicks(rows)).all()
+    assert (nothing == 0.0).all()
+    peer.update(np.array([1]), np.array([[0]]), np.array([[-0.5]]))
+    raised, nothing = peer.raised(rows)
+    assert (raised[0] == peer.clicks(rows)[0]).all()
+    assert nothing[1] > 0.0
+    # In every unit alike: what a click is worth is the rewards' own.
+    above = (peer.rewards[1] + 0.5 * peer.impressions[1]) * nothing[1] / 0.5
+    assert raised[1] == pytest.approx(above)
