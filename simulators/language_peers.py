@@ -26,7 +26,7 @@ from simulators.adloop_agent import check_prompts
 from simulators.loop import Reaction
 from simulators.payout import Payout
 from simulators.places import Place, Places, Slots
-from simulators.streams import LANGUAGE_STREAM
+from simulators.streams import LANGUAGE_STREAM, salted
 
 PLACES_AT_ONCE = 32
 TEXTS_AT_ONCE = 6
@@ -61,7 +61,7 @@ class LanguageContender:
     def __init__(self, policy: LanguagePolicy, trainer: Trainer, places: Places, payout: Payout, seed: int) -> None:
         self._policy, self._trainer, self._places, self._payout = policy, trainer, places, payout
         self._gate = Gate()
-        self._torch = torch.Generator(device=policy.device).manual_seed(seed)
+        self._torch = torch.Generator(device=policy.device).manual_seed(salted(LANGUAGE_STREAM, seed))
         self._rng = np.random.default_rng([LANGUAGE_STREAM, seed])
         self._prompts = {place: build_prompt(places.campaigns[place[0]], place[1]) for place in places.all()}
         check_prompts(policy, places.campaigns.values())

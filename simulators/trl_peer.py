@@ -1,7 +1,9 @@
 """TRL's GRPO (Shao et al. 2024, arXiv 2402.03300) taught by live traffic: its own trainer, advantages, loss and step.
 
 TRL samples a group of completions for one prompt and rewards them at once. Here a group is made of texts of one place
-that were shown, one after another; a place's texts wait until there are enough of them for a group.
+that were shown, one after another; a place's texts wait until there are enough of them for a group. The weights have
+moved on by then, so each text's log-probabilities are kept from when it was shown: they are the old policy of GRPO's
+clipped ratio, which TRL would otherwise take for the present one.
 """
 
 from __future__ import annotations
@@ -9,16 +11,20 @@ from __future__ import annotations
 import os
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from torch import nn
 
 from optimizer.learning.policy import LanguagePolicy
 from simulators.language_peers import DECODE, Told
 from simulators.places import Place
 from simulators.settings import GrpoConfig
+from simulators.streams import LANGUAGE_STREAM, salted
+
+READ_AT_ONCE = 64
 
 
 class Grpo:
@@ -26,26 +32,30 @@ class Grpo:
 
     def __init__(self, policy: LanguagePolicy, config: GrpoConfig, folder: Path, seed: int) -> None:
         self._policy, self._config = policy, config
-        self._waiting: dict[Place, list[Told]] = defaultdict(list)
-        self._batch: list[Told] = []
+        self._waiting: dict[Place, list[Remembered]] = defaultdict(list)
+        self._batch: list[Remembered] = []
         self._kl = 0.0
-        self.trainer = make_trainer(policy, config, folder, seed, self._rollout, self._rewards)
+        self.trainer = make_trainer(policy, config, folder, salted(LANGUAGE_STREAM, seed), self._rollout, self._rewards)
+        _compare_with_remembered(self.trainer)
         self._optimizer = self.trainer.create_optimizer()
 
     def update(self, told: Sequence[Told]) -> None:
         """One of TRL's training steps on every whole group there is."""
-        for one in told:
-            self._waiting[one.place].append(one)
+        rolled = rollout(self._policy, told)
+        rolled["logprobs"] = log_probs(self.trainer, rolled)
+        for at, one in enumerate(told):
+            self._waiting[one.place].append(Remembered(one, {name: rows[at] for name, rows in rolled.items()}))
         self._batch = []
         for waiting in self._waiting.values():
             whole = len(waiting) - len(waiting) % self._config.group
             self._batch += waiting[:whole]
             del waiting[:whole]
         if self._batch:
-            training_step(self.trainer, self._optimizer, [one.prompt.text for one in self._batch])
+            batch = [one.told for one in self._batch]
+            training_step(self.trainer, self._optimizer, [one.prompt.text for one in batch])
             with torch.no_grad():
-                tokens = [one.sample.token_ids for one in self._batch]
-                scored = self._policy.score([one.prompt for one in self._batch], tokens, DECODE)
+                tokens = [one.sample.token_ids for one in batch]
+                scored = self._policy.score([one.prompt for one in batch], tokens, DECODE)
             self._kl = float(scored.kl.mean())
 
     def kl(self) -> float:
@@ -54,10 +64,56 @@ class Grpo:
     def _rollout(self, prompts: list[str], trainer: Any) -> dict[str, Any]:
         """What was shown, in the place of what TRL would sample."""
         del prompts, trainer
-        return rollout(self._policy, self._batch)
+        return {name: [one.rolled[name] for one in self._batch] for name in self._batch[0].rolled}
 
     def _rewards(self, **_: Any) -> list[float]:
-        return [one.reward for one in self._batch]
+        return [one.told.reward for one in self._batch]
+
+
+class Remembered(NamedTuple):
+    """A text that was shown. `rolled`: its line of a rollout, with TRL's own log-probabilities of that time."""
+
+    told: Told
+    rolled: dict[str, list[Any]]
+
+
+@torch.no_grad()
+def log_probs(trainer: Any, rolled: Mapping[str, Sequence[Sequence[Any]]]) -> list[list[float]]:
+    """TRL's log-probabilities of a rollout's completions under the present weights. (The sampler's own are of the
+    distribution that the decoding cuts off, which TRL's loss knows nothing of.)"""
+    prompts, completions = rolled["prompt_ids"], rolled["completion_ids"]
+    before, after = max(map(len, prompts)), max(map(len, completions))
+    ids = torch.zeros(len(prompts), before + after, dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    for row, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
+        held = slice(before - len(prompt), before + len(completion))
+        ids[row, held] = torch.tensor([*prompt, *completion])
+        mask[row, held] = 1
+    device = trainer.accelerator.device
+    values, *_ = trainer._get_per_token_logps_and_entropies(
+        trainer.model, ids.to(device), mask.to(device), after, batch_size=READ_AT_ONCE
+    )
+    return [line[: len(completion)] for line, completion in zip(values.tolist(), completions, strict=True)]
+
+
+def _compare_with_remembered(trainer: Any) -> None:
+    """Make the rollout's log-probabilities the old policy's. TRL uses such only where vLLM has sampled."""
+    scored = trainer._generate_and_score_completions
+
+    def with_old(inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        output: dict[str, Any] = scored(inputs)
+        return output | {"old_per_token_logps": output["sampling_per_token_logps"]}
+
+    trainer._generate_and_score_completions = with_old
+
+
+def _count_from_the_first(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Where nobody says otherwise a text's positions are counted from its first token, as the policy's are. TRL says
+    nothing, and a model with absolute positions (GPT-2, and so the tiny one) would count the padding before it."""
+    mask = kwargs.get("attention_mask")
+    if mask is None or kwargs.get("position_ids") is not None or kwargs.get("past_key_values") is not None:
+        return None
+    return args, kwargs | {"position_ids": (mask.cumsum(1) - 1).clamp(min=0)}
 
 
 def rollout(policy: LanguagePolicy, told: Sequence[Told]) -> dict[str, Any]:
@@ -126,6 +182,7 @@ def make_trainer(
             rollout_func=rollouts,
         )
     trainer.current_gradient_accumulation_steps = 1
+    trainer.model.register_forward_pre_hook(_count_from_the_first, with_kwargs=True)
     return trainer
 
 
