@@ -62,17 +62,32 @@ EXPLORATIONS = {
 }
 REINFORCE_LEARNING_RATE = 1e-4
 GRPO = GrpoConfig(learning_rate=1e-4)
+CONTEXT_WITH_TEXT = ("CI", "CW")
+"""What else a twin crosses. In a world whose context does not matter to the choice it is so much more to learn."""
 
 
 def _vowpal() -> dict[str, Setting]:
-    """squarecb works with mtr alone, the others with mtr and dr."""
-    return {
+    """squarecb works with mtr alone, the others with mtr and dr. Twins (`_ctx`) only of those that have been the best
+    or near it, or a comparison would take twice as long: mtr with the larger pool, squarecb with both."""
+    plain = {
         f"vw_{name}_{cb_type}_{size}": Setting("vowpal", size, "vowpalwabbit", replace(config, cb_type=cb_type))
         for name, config in EXPLORATIONS.items()
         for cb_type in ("mtr", "dr")
         if (name, cb_type) != ("squarecb", "dr")
         for size in (SMALL, POOL)
     }
+    return plain | {
+        f"{name}_ctx": replace(setting, vowpal=crossing_context(setting.vowpal))
+        for name, setting in plain.items()
+        if setting.vowpal is not None
+        and setting.vowpal.cb_type == "mtr"
+        and (setting.size == POOL or setting.vowpal.explore == EXPLORATIONS["squarecb"].explore)
+    }
+
+
+def crossing_context(config: VowpalConfig) -> VowpalConfig:
+    """The same with the context crossed with each text and its words: what is best may hang on the device, say."""
+    return replace(config, interactions=config.interactions + CONTEXT_WITH_TEXT)
 
 
 SETTINGS: dict[str, Setting] = {

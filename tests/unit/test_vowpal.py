@@ -11,7 +11,7 @@ import pytest
 from simulators.compare import play
 from simulators.payout import Payout
 from simulators.places import Places, Texts
-from simulators.settings import EXPLORATIONS, VowpalConfig
+from simulators.settings import EXPLORATIONS, SETTINGS, VowpalConfig
 from simulators.vowpal import VowpalContender, action_line, shared_line
 from tests.unit.test_compare import Vowels
 
@@ -65,3 +65,39 @@ def test_words_carry_over_to_texts_that_were_never_shown() -> None:
         contender.offer({("boots", "a"): [{"headline": "cold nights"}, {"headline": "warm nights"}]})
         shown = [contender.serve("boots", {"segment": "a"})["headline"] for _ in range(40)]
     assert shown.count("warm nights") > 30
+
+
+def test_the_twins_cross_the_context_with_texts_and_words_and_are_otherwise_the_same() -> None:
+    twins = {name: setting for name, setting in SETTINGS.items() if name.endswith("_ctx")}
+    assert set(twins) == {
+        *("vw_squarecb_mtr_20_ctx", "vw_squarecb_mtr_50_ctx"),
+        *("vw_epsilon_mtr_50_ctx", "vw_softmax_mtr_50_ctx", "vw_bag_mtr_50_ctx"),
+    }
+    for name, twin in twins.items():
+        plain = SETTINGS[name.removesuffix("_ctx")]
+        assert (twin.vowpal, plain.vowpal) != (None, None)
+        assert twin.vowpal is not None
+        assert twin.vowpal.interactions == ("SI", "SW", "CI", "CW")
+        assert replace(twin, vowpal=replace(twin.vowpal, interactions=("SI", "SW"))) == plain
+
+
+def test_only_the_twins_learn_that_the_device_says_which_text_is_best() -> None:
+    places = Places({"boots": {"product": {"name": "Boots"}, "controls": [{"headline": "Boots"}]}})
+    pools: Texts = {("boots", "all"): [{"headline": f"text number {word}"} for word in ["one", "two", "three", "four"]]}
+    best = {"mobile": "text number two", "desktop": "text number four"}
+
+    def earned(name: str, seed: int) -> float:
+        config, rng, total = SETTINGS[name].vowpal, np.random.default_rng(seed), 0.0
+        assert config is not None
+        with closing(VowpalContender(config, places, pools, Payout(places.campaigns), seed)) as player:
+            for at in range(3000):
+                device = ("mobile", "desktop")[int(rng.integers(2))]
+                shown = player.serve("boots", {"device": device})["headline"]
+                rate = 0.3 if shown == best[device] else 0.0 if shown in best.values() else 0.05
+                total += rate if at >= 2000 else 0.0
+                player.feed([("click", 5, 0.0)] if rng.random() < rate else [])
+        return total / 1000
+
+    # Who can't tell devices apart earns 0.15 at best, who can 0.3.
+    for seed in (1, 2):
+        assert earned("vw_squarecb_mtr_20", seed) < 0.2 < earned("vw_squarecb_mtr_20_ctx", seed)
