@@ -122,7 +122,7 @@ def test_thompson_finds_the_arm_that_loses_least(pays: float) -> None:
     rows, rates = np.arange(20, dtype=np.int64), np.array([0.2, 0.15, 0.02, 0.2])
     for _ in range(150):
         arms = peer.choose(rows, 10, rng)
-        peer.update(rows, arms, (rng.random(arms.shape) < rates[arms]) * pays)
+        peer.update(rows, arms, np.where(rng.random(arms.shape) < rates[arms], pays, 0.0))
     # A uniform choice gives 1/4: that is what it was while nothing told arms apart that are never paid for.
     assert (peer.choose(rows, 50, rng) == 2).mean() > 0.75
 
