@@ -60,10 +60,14 @@ EXPLORATIONS = {
     "softmax": VowpalConfig("--softmax --lambda 20"),
     "bag": VowpalConfig("--bag 5"),
 }
-REINFORCE_LEARNING_RATE = 1e-4
-GRPO = GrpoConfig(learning_rate=1e-4)
+TWINS = EXPLORATIONS | {
+    "squarecb": replace(EXPLORATIONS["squarecb"], explore="--squarecb --gamma_scale 100", power_t=0.25)
+}
+"""What their twins start from, before the context is crossed: with it other strengths are best."""
 CONTEXT_WITH_TEXT = ("CI", "CW")
 """What else a twin crosses. In a world whose context does not matter to the choice it is so much more to learn."""
+REINFORCE_LEARNING_RATE = 3e-4
+GRPO = GrpoConfig(learning_rate=1e-3)
 
 
 def _vowpal() -> dict[str, Setting]:
@@ -76,12 +80,11 @@ def _vowpal() -> dict[str, Setting]:
         if (name, cb_type) != ("squarecb", "dr")
         for size in (SMALL, POOL)
     }
+    sizes = {name: (SMALL, POOL) if name == "squarecb" else (POOL,) for name in TWINS}
     return plain | {
-        f"{name}_ctx": replace(setting, vowpal=crossing_context(setting.vowpal))
-        for name, setting in plain.items()
-        if setting.vowpal is not None
-        and setting.vowpal.cb_type == "mtr"
-        and (setting.size == POOL or setting.vowpal.explore == EXPLORATIONS["squarecb"].explore)
+        f"vw_{name}_mtr_{size}_ctx": Setting("vowpal", size, "vowpalwabbit", crossing_context(config))
+        for name, config in TWINS.items()
+        for size in sizes[name]
     }
 
 
