@@ -36,6 +36,13 @@ LOOK_EVERY_S = 1.0  # at the figures that are shown
 MOST_MS = 2**53  # a time plus this still fits 64 bits
 COLLECT = (100_000, 50, 100)  # thresholds of the garbage collector
 USAGE = "usage: python -m optimizer {join,learn,pretrain} [options]; each knows --help"
+HELP = f"""{USAGE}
+
+  join      turn decisions and events into outcomes, until a signal
+  learn     teach critic and policy from the outcomes, until a signal
+  pretrain  train the tiny language model, on generated ad copy or on your own texts
+
+Exit status: 0 done (also after SIGTERM and Ctrl-C), 1 failed with the reason on stderr, 2 wrong usage."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -55,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
                     return main_learn(rest) if verb == "learn" else main_pretrain(rest)
                 case "-h" | "--help":
-                    print(USAGE)
+                    print(HELP)
                     return 0
                 case _:
                     print(USAGE, file=sys.stderr)
@@ -178,7 +185,7 @@ def _sentence(figures: Mapping[str, object]) -> str:
 
 def _join_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="optimizer join", description="Join decisions and events into outcomes. Counts are of all the state knows."
+        prog="adloop join", description="Join decisions and events into outcomes. Counts are of all the state knows."
     )
     parser.add_argument("--log", required=True, help="sqlite:///PATH or kafka://HOST:PORT[,HOST:PORT]?prefix=adloop.")
     parser.add_argument("--state", required=True, type=Path, help="the joiner's own folder; one joiner per folder")

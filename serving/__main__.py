@@ -131,7 +131,8 @@ def _parser() -> argparse.ArgumentParser:
         "--joiner",
         action="append",
         metavar="URL",
-        help="http://HOST:PORT of a joiner's --metrics-port, for the live page; may be given several times",
+        help="http://HOST:PORT of a joiner's --metrics-port, for the live page; may be given several times; not with "
+        "--all, which has its joiner in this process",
     )
     parser.add_argument(
         "--extra-retention-ms",

@@ -1,4 +1,4 @@
-"""A joiner's figures for Prometheus, and whether it is ready: `/metrics` and `/readyz` of `optimizer join`."""
+"""A joiner's figures for Prometheus, and whether it is ready: `/metrics` and `/readyz` of `join`."""
 
 from __future__ import annotations
 
