@@ -18,6 +18,7 @@ from msgspec import Meta, Struct
 
 from optimizer.errors import AdloopError
 from optimizer.maths.attribution import CLOCK_SKEW_MS
+from optimizer.stream.guarded import UNREADABLE
 from optimizer.stream.log import Record
 from optimizer.stream.tokens import Claims, TokenError, TokenKeys
 from optimizer.types import Attribution, CountRule, Decision, Event, Reason, RewardWeights
@@ -98,7 +99,6 @@ _EVENT: Final = msgspec.json.Decoder(_StrictEvent)
 # Where every field is known, one typed pass has looked at every byte; only other records need the slow way.
 _KNOWN_DECISION: Final = msgspec.json.Decoder(_KnownDecision)
 _KNOWN_EVENT: Final = msgspec.json.Decoder(_KnownEvent)
-_UNREADABLE: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
 class Arrived(Struct, frozen=True, array_like=True, gc=False):
@@ -117,7 +117,7 @@ def read_decision(record: Record, value: bytes) -> Decision:
     decision: Decision
     try:
         decision = _KNOWN_DECISION.decode(value) if len(value) <= MAX_INPUT_BYTES else _decode(_DECISION, value)
-    except _UNREADABLE:
+    except UNREADABLE:
         decision = _decode(_DECISION, value)
     _check_key(record.key, decision.decision_id)
     if not 0.0 < decision.propensity <= 1.0:
@@ -139,7 +139,7 @@ def read_event(record: Record, value: bytes, keys: TokenKeys, verified: tuple[st
     event: Event
     try:
         event = _KNOWN_EVENT.decode(value) if len(value) <= MAX_INPUT_BYTES else _decode(_EVENT, value)
-    except _UNREADABLE:
+    except UNREADABLE:
         event = _decode(_EVENT, value)
     _check_key(record.key, event.decision_id)
     if event.value is not None or event.type in ("rating", "retraction"):
@@ -175,7 +175,7 @@ def _decode(decoder: msgspec.json.Decoder[T], value: bytes) -> T:
     try:
         # The untyped pass reads every byte, also of unknown fields, which the typed one skips without looking.
         _ANY.decode(value)
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         raise Refused("undecodable", f"record: not JSON ({error})") from error
     if _OVERFLOWING_INTEGER.search(value):
         _check_integers(value)

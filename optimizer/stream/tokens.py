@@ -20,6 +20,7 @@ import msgspec
 from msgspec import Struct
 
 from optimizer.errors import AdloopError, ConfigError
+from optimizer.stream.guarded import UNREADABLE
 from optimizer.types import ID_PATTERN, Decision
 
 MIN_KEY_BYTES: Final = 32
@@ -142,7 +143,7 @@ class TokenKeys:
             raise TokenError("bad_token", "token: its signature does not verify")
         try:
             return _CLAIMS.decode(_decode(payload))
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except UNREADABLE as error:
             raise TokenError("bad_token", f"token: its claims are not as expected ({error})") from error
 
     def _mac_of(self, head: bytes) -> _Mac:
@@ -210,7 +211,7 @@ def _key_id(head: bytes) -> str:
     """The `kid` of a header that is strictly HS256 without extensions."""
     try:
         header: Any = msgspec.json.decode(_decode(head))
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except UNREADABLE as error:
         raise TokenError("bad_token", "token: its header is not JSON") from error
     if not isinstance(header, dict) or header.get("alg") != "HS256" or "crit" in header:
         raise TokenError("bad_token", "token: expected a header with alg HS256 and no crit")
