@@ -11,7 +11,6 @@ from optimizer.types import MOST_WINDOW_MS, ContentType, CountRule, EventType, R
 
 MAX_EVENTS = 1000
 MAX_COUNT = 16
-MAX_VALUE = 1e12
 MAX_SAFE_INTEGER = 2**53
 
 Id = Annotated[
