@@ -20,6 +20,7 @@ import msgspec
 from msgspec import Struct
 
 from optimizer.errors import AdloopError, ConfigError
+from optimizer.files import sync_folder, unused_beside, write_new
 from optimizer.stream.guarded import UNREADABLE
 from optimizer.types import ID_PATTERN, Decision
 
@@ -101,18 +102,15 @@ class TokenKeys:
             data.mkdir(parents=True, exist_ok=True)
             kid = f"k-{secrets.token_hex(4)}"
             text = f"{kid}:{base64.b64encode(secrets.token_bytes(MIN_KEY_BYTES)).decode()}\n"
-            new = data / f".{TOKEN_KEYS_FILE}.{secrets.token_hex(8)}"
-            descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            with os.fdopen(descriptor, "w", encoding="ascii") as out:
-                out.write(text)
-                out.flush()
-                os.fsync(out.fileno())
+            new = unused_beside(file)
+            write_new(new, text.encode(), mode=0o600)
             try:
                 os.link(new, file)  # unlike a rename, never replaces the keys that another process made first
             except FileExistsError:
                 return cls.load(file)
             finally:
                 new.unlink()
+            sync_folder(data)
         return cls.load(file)
 
     def sign(self, decision: Decision, exp_s: int) -> str:

@@ -17,6 +17,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     (
         "optimizer.arguments",
         "optimizer.errors",
+        "optimizer.files",
         "optimizer.clock",
         "optimizer.control",
         "optimizer.types",
