@@ -29,7 +29,8 @@ from optimizer.signals import interrupt
 from simulators.ad_client import AdClient, Unreachable
 from simulators.command import execute
 from simulators.pace import Monitor, Pace
-from simulators.report import DemoResult, write_report
+from simulators.report import write_report
+from simulators.results import DemoResult
 from simulators.roles import check_empty, running_roles
 from simulators.screen import Screen, summary
 from simulators.server import Server, make_model, pretrain_command, running, serving_command
