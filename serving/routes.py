@@ -35,6 +35,10 @@ WORKERS = 32  # threads that wait for the log's group commit
 FRESH_WORKERS = 2
 FRESH_TIMEOUT_S = 20.0
 MAX_KEY_CHARS = 255
+# A body of at most so many bytes is parsed on the event loop. Measured on two busy cores: a usual one takes 0.08 ms, a
+# hop to a thread 0.15 ms (5 ms at the 99th percentile). The worst of 4 KiB takes 2 to 8 ms, the worst of a megabyte one
+# to three seconds, in which nobody else would be answered.
+INLINE_BYTES = 4_096
 
 
 @dataclass
@@ -75,13 +79,22 @@ async def _in_thread(request: Request, work: Callable[[], T]) -> T:
     return await asyncio.get_running_loop().run_in_executor(_parts(request).workers, work)
 
 
+async def _parsed(request: Request, raw: bytes, parse: Callable[[bytes], T]) -> T:
+    """What `parse` makes of a body; off the event loop where that may take long."""
+    return parse(raw) if len(raw) <= INLINE_BYTES else await _in_thread(request, lambda: parse(raw))
+
+
 async def _body(request: Request, kind: type[T]) -> T:
     """The request's JSON object as a `kind`. Raises Problem, NotJSON or BadInput."""
-    value = decode_json(await read_body(request))
-    if not isinstance(value, (dict, list)):
-        raise NotJSON(shown(value), "a JSON object")
-    refuse_overflow(value)
-    return convert(value, kind)
+
+    def parse(raw: bytes) -> T:
+        value = decode_json(raw)
+        if not isinstance(value, (dict, list)):
+            raise NotJSON(shown(value), "a JSON object")
+        refuse_overflow(value)
+        return convert(value, kind)
+
+    return await _parsed(request, await read_body(request), parse)
 
 
 def _answer(value: object, status: int = 200) -> Response:
@@ -211,7 +224,8 @@ async def post_events(request: Request) -> Response:
     """Take one event or up to 1,000, plain or as CloudEvents. Each is accepted (durable) or rejected by itself."""
     access = _access(request, "ingest")
     # How deep each event is nested is that event's matter.
-    value = decode_json(await read_body(request, (JSON, CLOUDEVENT, CLOUDEVENTS)), deep=True)
+    raw = await read_body(request, (JSON, CLOUDEVENT, CLOUDEVENTS))
+    value = await _parsed(request, raw, lambda body: decode_json(body, deep=True))
     if not isinstance(value, (dict, list)):
         raise NotJSON(shown(value), "an event as a JSON object, or a list of events")
     raws = value if isinstance(value, list) else [value]
