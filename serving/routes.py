@@ -75,7 +75,7 @@ def _access(request: Request, role: Role) -> Access:
 
 
 async def _in_thread(request: Request, work: Callable[[], T]) -> T:
-    """Run blocking work (it waits for the disk) off the event loop."""
+    """Run blocking work (it waits for the disk, or for the views' lock) off the event loop."""
     return await asyncio.get_running_loop().run_in_executor(_parts(request).workers, work)
 
 
@@ -122,14 +122,16 @@ async def put_campaign(request: Request, campaign_id: str) -> Response:
 async def list_campaigns(request: Request) -> Response:
     """All campaigns of the tenant."""
     access = _access(request, "reader")
-    return _answer({"campaigns": _parts(request).service.list_campaigns(access.tenant)})
+    service = _parts(request).service
+    return _answer({"campaigns": await _in_thread(request, lambda: service.list_campaigns(access.tenant))})
 
 
 @router.get("/v1/campaigns/{campaign_id}", openapi_extra=operation("reader", None, None, 200, 401, 403, 404))
 async def get_campaign(request: Request, campaign_id: str) -> Response:
     """One campaign."""
     access = _access(request, "reader")
-    return _answer(campaign_body(_parts(request).service.get_campaign(access.tenant, campaign_id)))
+    service = _parts(request).service
+    return _answer(campaign_body(await _in_thread(request, lambda: service.get_campaign(access.tenant, campaign_id))))
 
 
 @router.delete(
@@ -254,7 +256,7 @@ async def stats(request: Request) -> Response:
 async def policies(request: Request) -> Response:
     """Every policy version with its stage, its parent and the evidence for the stage."""
     _access(request, "reader")
-    return _answer({"policies": _parts(request).operator.policies()})
+    return _answer({"policies": await _in_thread(request, _parts(request).operator.policies)})
 
 
 @router.post("/v1/policies/{version}/promote", openapi_extra=operation("admin", None, None, 200, 401, 403, 404, 409))
@@ -275,7 +277,7 @@ async def rollback(request: Request, version: str) -> Response:
 async def pause(request: Request) -> Response:
     """No further learning until it is resumed, also after a restart."""
     _access(request, "admin")
-    _parts(request).operator.pause()
+    await _in_thread(request, _parts(request).operator.pause)
     return _answer({"paused": True})
 
 
@@ -283,7 +285,7 @@ async def pause(request: Request) -> Response:
 async def resume(request: Request) -> Response:
     """Learn on, also where the sentinel has halted learning."""
     _access(request, "admin")
-    _parts(request).operator.resume()
+    await _in_thread(request, _parts(request).operator.resume)
     return _answer({"paused": False})
 
 
@@ -308,7 +310,8 @@ async def readyz(request: Request) -> Response:
 async def metrics(request: Request) -> Response:
     """Prometheus text format."""
     _access(request, "reader")
-    return Response(generate_latest(_parts(request).metrics.registry), media_type=CONTENT_TYPE_LATEST)
+    registry = _parts(request).metrics.registry
+    return Response(await _in_thread(request, lambda: generate_latest(registry)), media_type=CONTENT_TYPE_LATEST)
 
 
 @router.get("/openapi.json", openapi_extra=operation("reader"))

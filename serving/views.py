@@ -169,6 +169,12 @@ class Views:
     def refresh_tables(self) -> int:
         """Read campaigns, policies and pools to their ends, take over the live version's critic; returns how many
         records there were."""
+        count = self.read_tables()
+        self._adopt()
+        return count
+
+    def read_tables(self) -> int:
+        """As `refresh_tables`, but for the critic, which is loaded from files: for who holds the lock."""
         with self.lock:
             count = 0
             for reader, handle in self._tables:
@@ -176,7 +182,6 @@ class Views:
                     count += len(records)
                     for record in records:
                         self._guarded(handle, record)
-        self._adopt()
         return count
 
     def caught_up(self) -> bool:

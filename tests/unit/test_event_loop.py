@@ -10,10 +10,12 @@ from typing import Any
 
 import pytest
 
+from optimizer import metrics
 from serving import routes
+from serving.health import Metrics
 from serving.routes import INLINE_BYTES
 from serving.wire import decode_json
-from tests.serving_rig import MINIMAL, Rig, make_rig
+from tests.serving_rig import MINIMAL, Rig, make_policy, make_rig
 
 JSON = {"content-type": "application/json"}
 
@@ -58,3 +60,35 @@ def test_a_large_body_is_parsed_off_the_loop(
     assert again.is_success
     refusal = client.request(method, path, content=b"{" * (INLINE_BYTES + 1), headers=JSON)
     assert refusal.status_code == 400
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "part", "name"),
+    [
+        ("GET", "/v1/campaigns", "service", "list_campaigns"),
+        ("GET", "/v1/campaigns/c1", "service", "get_campaign"),
+        ("GET", "/v1/stats", "service", "stats"),
+        ("GET", "/v1/policies", "operator", "policies"),
+        ("POST", "/v1/policies/v1/promote", "operator", "promote"),
+        ("POST", "/v1/policies/v1/rollback", "operator", "rollback"),
+        ("POST", "/v1/learner/pause", "operator", "pause"),
+        ("POST", "/v1/learner/resume", "operator", "resume"),
+    ],
+)
+def test_what_reads_the_views_or_the_disk_does_it_off_the_loop(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, method: str, path: str, part: str, name: str
+) -> None:
+    for version, parent in (("v0", None), ("v1", "v0")):
+        rig.append("policies", version, make_policy(version, parent=parent))
+    on_loop: list[bool] = []
+    owner = getattr(rig.parts, part)
+    monkeypatch.setattr(owner, name, noting(getattr(owner, name), on_loop))
+    assert rig.client().request(method, path).is_success
+    assert on_loop == [False]
+
+
+def test_figures_are_gathered_off_the_loop(rig: Rig) -> None:
+    on_loop: list[bool] = []
+    rig.parts.metrics = Metrics({metrics.BAD_RECORDS: noting(lambda: 7.0, on_loop)})
+    assert "adloop_bad_records 7.0" in rig.client().get("/metrics").text
+    assert on_loop == [False]

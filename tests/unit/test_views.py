@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,7 +14,7 @@ import pytest
 from optimizer.control import PAUSE_FILE
 from optimizer.errors import StoreError
 from optimizer.stream.log import Append
-from optimizer.types import Campaign, Decision, Outcome, PolicyRecord, Pool
+from optimizer.types import Campaign, Decision, Outcome, PolicyRecord, Pool, to_json
 from serving.problems import Problem
 from serving.stats import Ledger
 from serving.views import POOLS_KEPT
@@ -251,6 +252,59 @@ def test_a_version_without_files_never_goes_live(lineage: Rig) -> None:
     with pytest.raises(Problem):  # also where it is live already: what serves it does not have it
         operator.promote("v3")
     assert operator.rollback("v3").version == "v1"
+
+
+@pytest.mark.parametrize(("act", "version"), [("promote", "v4"), ("promote", "v3"), ("rollback", "v3")])
+def test_files_are_checked_while_others_use_the_views(lineage: Rig, act: str, version: str) -> None:
+    """Reading and hashing a large model takes seconds."""
+    operator, free = lineage.parts.operator, list[bool]()
+
+    def asked() -> None:
+        free.append(lineage.views.lock.acquire(timeout=0.5))
+        if free[-1]:
+            lineage.views.lock.release()
+
+    def damage(_version: str) -> None:
+        other = threading.Thread(target=asked)
+        other.start()
+        other.join()
+
+    operator._damage = damage
+    getattr(operator, act)(version)
+    assert free == [True]
+
+
+def test_a_critic_is_loaded_while_others_use_the_views(tmp_path: Path) -> None:
+    held: list[bool] = []
+    rig = make_rig(tmp_path, load_critic=lambda _record: held.append(rig.views.lock._is_owned()))  # type: ignore[attr-defined]
+    rig.append("policies", "v1", make_policy("v1"))
+    rig.append("policies", "v2", make_policy("v2", "candidate", "v1"))
+    assert rig.parts.operator.promote("v2").stage == "live"
+    assert held == [False, False]
+    rig.close()
+
+
+def test_what_changes_while_files_are_checked_is_looked_at_again(lineage: Rig) -> None:
+    operator = lineage.parts.operator
+    changes = [make_policy("v2", "rolled_back", "v1")]
+
+    def damage(_version: str) -> None:
+        for record in changes:
+            lineage.log.append([Append("policies", record.version, to_json(record))])
+        changes.clear()
+
+    operator._damage = damage
+    assert operator.rollback("v3").version == "v1"  # v2, the parent that was whole, has been taken out meanwhile
+    changes[:] = [make_policy("v4", "rolled_back", "v3")]
+    with pytest.raises(Problem) as refusal:
+        operator.promote("v4")
+    assert refusal.value.status == 409
+    assert [(version, stage) for version, (stage, _) in versions(lineage).items()] == [
+        ("v2", "rolled_back"),
+        ("v3", "rolled_back"),
+        ("v1", "live"),
+        ("v4", "rolled_back"),
+    ]
 
 
 def test_pause_and_resume_are_a_file(rig: Rig) -> None:
