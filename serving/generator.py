@@ -97,12 +97,14 @@ class Generator:
         self.rejected: dict[str, int] = {}
         self._log, self._store, self._base, self._clock, self._gate = log, store, base, clock, gate
         self._guarded = GuardedDecode()
-        self._campaigns = campaign_table(log, self._guarded)
+        self._deleted: set[str] = set()
+        self._campaigns = campaign_table(log, self._guarded, self._deleted.add)
         self._policies = policy_table(log, self._guarded)
         self._reader = log.reader(whole(log, "candidates"))
         self._decoder = msgspec.json.Decoder(Pool)
         self._wanted: dict[str, Wanted] = {}
         self._pools: dict[Place, Pool] = {}
+        self._unclaimed: set[str] = set()
         self._archive = Archive()
         self._written = ("", 0)
         self._policy = load_policy(base)
@@ -156,6 +158,9 @@ class Generator:
 
     def _refresh(self) -> None:
         self._campaigns.refresh()
+        # A campaign's record stands in the log before its pools, and these were read before: it is gone, not new.
+        self._forget(self._unclaimed - self._campaigns.rows.keys())
+        self._unclaimed.clear()
         self._policies.refresh()
         while records := self._reader.poll(200):
             for record in records:
@@ -163,7 +168,10 @@ class Generator:
                 if pool is not None:
                     self._archive.add(pool)
                     if not pool.pool_id.startswith(FRESH_PREFIX):
-                        self._pools[(pool.tenant, pool.campaign_id, pool.segment)] = pool
+                        self._hold(pool)
+        # Also what was read just now may be from before the deletion: a campaign that was put again gets pools anew.
+        self._forget(self._deleted)
+        self._deleted.clear()
         live = live_policy(self._policies)
         if live is None or live.version in (self._policy.version, self._refused):
             return
@@ -175,6 +183,17 @@ class Generator:
             self._refused = live.version
             if self._policy.version:
                 return
+
+    def _hold(self, pool: Pool) -> None:
+        place = (pool.tenant, pool.campaign_id, pool.segment)
+        self._pools[place] = pool
+        if _campaign_key(place) not in self._campaigns.rows:
+            self._unclaimed.add(_campaign_key(place))
+
+    def _forget(self, campaigns: Collection[str]) -> None:
+        """Let the pools of these campaigns go."""
+        if campaigns:
+            self._pools = {at: pool for at, pool in self._pools.items() if _campaign_key(at) not in campaigns}
 
     def _load(self, version: str) -> bool:
         """Take over a version; False where the store refuses it, and then nothing has changed."""
@@ -386,3 +405,8 @@ class Generator:
             if not near_duplicate(text, chosen) and self._gate(campaign, text.slots) is None:
                 chosen.append(Candidate(variant_id=text.variant_id, slots=text.slots, count=0, kept=True))
         return chosen
+
+
+def _campaign_key(place: Place) -> str:
+    """The key of the campaign's record."""
+    return f"{place[0]}/{place[1]}"

@@ -304,6 +304,47 @@ def test_a_changed_campaign_gets_new_pools_and_a_deleted_one_none(loop: Loop) ->
     assert len(loop.pools()) == 4
 
 
+def delete(loop: Loop, name: str = "c1") -> None:
+    loop.log.append([Append("campaigns", f"default/{name}", None)])
+
+
+def held(generator: Generator) -> set[str]:
+    """The campaigns of which the generator holds pools, after another look at the log."""
+    assert not generator.step()
+    return {campaign_id for _, campaign_id, _ in generator._pools}
+
+
+def test_pools_of_a_deleted_campaign_are_let_go(loop: Loop) -> None:
+    loop.put(campaign("c2"))
+    generator = loop.generator()
+    assert generator.step()
+    assert held(generator) == {"c1", "c2"}
+    delete(loop)
+    assert held(generator) == {"c2"}
+    # Whoever reads the log anew meets the pools after the deletion; so does one that was written during it.
+    late = loop.pools()[0]
+    loop.log.append([Append("candidates", "late", to_json(late))])
+    for each in (generator, loop.generator(seed=1)):
+        held(each)
+        assert held(each) == {"c2"}
+
+
+@pytest.mark.parametrize("seen", [True, False], ids=["in-between", "at-once"])
+def test_a_campaign_that_is_put_again_gets_pools_anew(loop: Loop, seen: bool) -> None:
+    """Serving lets its pools go once it has seen the deletion, also where the generator was at work meanwhile."""
+    generator = loop.generator()
+    assert generator.step()
+    delete(loop)
+    if seen:
+        assert held(generator) == set()
+    loop.put(campaign(segments=("all", "young")))
+    assert generator.step()
+    assert not generator.step()
+    before, after = loop.pools()[:2], loop.pools()[2:]
+    assert [pool.segment for pool in after] == ["all", "young"]
+    assert {pool.campaign_hash for pool in before} == {pool.campaign_hash for pool in after}
+
+
 def test_what_a_campaign_asks_for_is_told_once_from_each_of_its_records(
     loop: Loop, monkeypatch: pytest.MonkeyPatch
 ) -> None:

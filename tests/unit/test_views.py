@@ -13,12 +13,12 @@ import pytest
 
 from optimizer.control import PAUSE_FILE
 from optimizer.errors import StoreError
-from optimizer.stream.log import Append
+from optimizer.stream.log import Append, Record
 from optimizer.types import Campaign, Decision, Outcome, PolicyRecord, Pool, to_json
 from serving.problems import Problem
 from serving.stats import Ledger
 from serving.views import POOLS_KEPT
-from tests.serving_rig import TENANT, Rig, make_outcome, make_policy, make_rig
+from tests.serving_rig import TENANT, Rig, make_outcome, make_policy, make_pool, make_rig
 
 
 @pytest.fixture
@@ -110,6 +110,50 @@ def test_only_the_newest_pools_are_held(rig: Rig) -> None:
         rig.add_pool(campaign, [f"Text {index}"], pool_id=f"p{index}")
     assert len(rig.views._pools[(TENANT, "c1", "all")]) == POOLS_KEPT
     assert rig.generate().variants[0].text == f"Text {3 * POOLS_KEPT - 1}"
+
+
+def test_pools_of_a_deleted_campaign_are_let_go(tmp_path: Path) -> None:
+    rig = make_rig(tmp_path)
+    for name in ("c1", "c2"):
+        rig.add_pool(rig.put(name, holdback=0.0), ["Run light"], pool_id=f"p-{name}")
+    rig.service.delete_campaign(TENANT, "c1")
+    assert list(rig.views._pools) == [(TENANT, "c2", "all")]
+    campaign = rig.put("c1", holdback=0.0)
+    assert rig.generate("c1").variants[0].source == "control"
+    rig.add_pool(campaign, ["Run far"], pool_id="p-again")
+    assert rig.generate("c1").variants[0].text == "Run far"
+    rig.service.delete_campaign(TENANT, "c1")
+    rig.close()
+    # Whoever reads the log anew meets the pools after the deletion.
+    again = make_rig(tmp_path)
+    for _ in range(2):
+        again.views.refresh()
+    assert list(again.views._pools) == [(TENANT, "c2", "all")]
+    assert again.generate("c2").variants[0].source == "pool"
+    again.close()
+
+
+def test_a_pool_that_is_read_before_its_campaign_is_kept(rig: Rig) -> None:
+    """Topics are read one after the other: a campaign, and a pool for it, may come in between."""
+    read = rig.views._tables[0][0]
+    campaign = rig.put("c1", holdback=0.0)
+    rig.service.delete_campaign(TENANT, "c1")
+    old = make_pool(campaign, ["Run light"], pool_id="p1")
+    rig.append("candidates", "p1", old)  # written while the campaign was being deleted
+    poll, late = read.poll, [make_pool(campaign, ["Run far"], pool_id="p2")]
+
+    def polled(count: int) -> list[Record]:
+        records = poll(count)
+        if not records and late:
+            rig.log.append([Append("campaigns", f"{TENANT}/c1", to_json(campaign))])
+            rig.log.append([Append("candidates", "p2", to_json(late.pop()))])
+        return records
+
+    read.poll = polled  # type: ignore[method-assign, assignment]
+    rig.views.refresh()
+    rig.views.refresh()
+    assert [held.head.pool_id for held in rig.views._pools[(TENANT, "c1", "all")]] == ["p2"]
+    assert rig.generate("c1").variants[0].text == "Run far"
 
 
 def test_a_bad_version_keeps_the_old_critic_and_counts(tmp_path: Path) -> None:
