@@ -6,6 +6,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -96,6 +97,8 @@ class Generator:
         self.sampled = 0
         self.rejected: dict[str, int] = {}
         self._log, self._store, self._base, self._clock, self._gate = log, store, base, clock, gate
+        # Before there is anything to close: a model that cannot be loaded leaves nothing open.
+        self._policy = load_policy(base)
         self._guarded = GuardedDecode()
         self._deleted: set[str] = set()
         self._campaigns = campaign_table(log, self._guarded, self._deleted.add)
@@ -107,11 +110,16 @@ class Generator:
         self._unclaimed: set[str] = set()
         self._archive = Archive()
         self._written = ("", 0)
-        self._policy = load_policy(base)
         self._refused: str | None = None
         self._critic: CriticView | None = None
         self._rng = np.random.default_rng([seed, 11])
         self._torch = torch.Generator(device=self._policy.device).manual_seed(seed)
+
+    def close(self) -> None:
+        """Let go of the log; the pools that were written stand there."""
+        with ExitStack() as stack:  # each, also where one fails
+            for held in (self._reader, self._policies, self._campaigns):
+                stack.callback(held.close)
 
     def step(self) -> bool:
         """Write the pools that are most out of date; False where there is none, or a rest is due.
