@@ -81,7 +81,8 @@ class Shelf:
 
 
 class _Head(msgspec.Struct, frozen=True):
-    """The fields of a pool record that say where it belongs; the rest is decoded only when the pool is used."""
+    """The fields of a pool record that say where it belongs; the rest is decoded when the pool is first drawn from, or
+    shown on a board, which is told of every pool as it comes."""
 
     pool_id: str
     tenant: str
