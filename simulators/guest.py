@@ -14,12 +14,13 @@ import numpy as np
 
 from optimizer.errors import AdloopError
 from optimizer.stream.admission import Refused, check_value
-from optimizer.types import Campaign
+from optimizer.types import Campaign, RewardWeights
 from serving.campaigns import campaign_from
 from serving.schemas import CampaignIn, CampaignPath, GenerateIn
 from serving.service import checked_context
 from serving.wire import convert, refuse_overflow, shown
 from simulators.loop import TENANT, VALUED, Reaction, within
+from simulators.payout import Payout
 from simulators.randomness import Randomness
 from simulators.worlds import World, blame, load_world, shipped
 
@@ -27,6 +28,7 @@ MEND = "mend the world"
 REACTIONS = ("click", *VALUED)
 ROUNDING = 1e-6
 """A rate may be a sum of parts, in float32: so much beside 0 and 1 is forgiven."""
+CLICKS_ALONE = RewardWeights(click=1.0)
 MOST_KEYS = 64
 """Of a context, as a request holds them: every policy gets the same ones, the world all of its own."""
 
@@ -58,6 +60,15 @@ class Guest:
         self.interval_ms = int(interval)
         self._truth: Callable[..., Any] | None = getattr(world, "true_rate", None)
         self._best: Callable[..., Any] | None = getattr(world, "best_rate", None)
+
+    @property
+    def pays_for_more(self) -> bool:
+        """Whether some campaign's reward is not 1 for a click and nothing besides."""
+        return any(campaign.reward != CLICKS_ALONE for campaign in self._campaigns.values())
+
+    def payout(self) -> Payout:
+        """What reactions are worth to its campaigns."""
+        return Payout(self._campaigns)
 
     @property
     def tells_reward(self) -> bool:

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
+from numpy.random import mtrand
 
 
 class Randomness:
@@ -25,7 +26,7 @@ class Randomness:
         random.seed(seed)
         np.random.seed(seed % 2**32)  # noqa: NPY002 - the global one is what this is about
         # Switched as a whole: that is a hundred times as fast as copying its state.
-        self._numpy = np.random.MT19937(np.random.SeedSequence(seed))
+        self._numpy: np.random.BitGenerator = np.random.MT19937(np.random.SeedSequence(seed))
         self._python = random.getstate()
         self._torch: Any = None
         torch = sys.modules.get("torch")
@@ -37,10 +38,10 @@ class Randomness:
     def restored(self) -> Iterator[None]:
         """Inside, the generators stand where they stood when it was last left."""
         torch = sys.modules.get("torch")
-        python, bits = random.getstate(), np.random.get_bit_generator()
+        python, bits = random.getstate(), mtrand.get_bit_generator()
         state = None if torch is None else torch.get_rng_state()
         random.setstate(self._python)
-        np.random.set_bit_generator(self._numpy)
+        mtrand.set_bit_generator(self._numpy)
         if torch is not None and self._torch is not None:
             torch.set_rng_state(self._torch)
         try:
@@ -48,8 +49,8 @@ class Randomness:
         finally:
             self._python = random.getstate()
             random.setstate(python)
-            self._numpy = np.random.get_bit_generator()
-            np.random.set_bit_generator(bits)
+            self._numpy = mtrand.get_bit_generator()
+            mtrand.set_bit_generator(bits)
             if torch is not None:
                 self._torch = torch.get_rng_state()
                 torch.set_rng_state(state)

@@ -77,7 +77,7 @@ def _caught(work: Callable[[Job, Path, Report], Result], job: Job, folder: Path,
         return error
 
 
-def _settled(future: Future[Result]) -> Result | Exception:
+def _settled(future: Future[Any]) -> Any:
     try:
         return _result(future)
     except Exception as error:  # noqa: BLE001 - the same

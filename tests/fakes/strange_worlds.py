@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import zlib
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -93,7 +92,7 @@ class Crowded(Plain):
 class Generating(Plain):
     """Responds with a generator."""
 
-    def respond(self, campaign_id: str, context: dict[str, Any], slots: dict[str, str]) -> Iterator[Any]:
+    def respond(self, campaign_id: str, context: dict[str, Any], slots: dict[str, str]) -> Any:
         yield ("click", 1_000, 0.0)
         yield ["conversion", 2_000, True]
 
@@ -101,7 +100,7 @@ class Generating(Plain):
 class FailingLate(Generating):
     """Raises in a generator's second step."""
 
-    def respond(self, campaign_id: str, context: dict[str, Any], slots: dict[str, str]) -> Iterator[Any]:
+    def respond(self, campaign_id: str, context: dict[str, Any], slots: dict[str, str]) -> Any:
         yield ("click", 1_000, 0.0)
         raise RuntimeError("no more")
 

@@ -237,10 +237,10 @@ def test_global_generators_go_on_for_the_world_alone() -> None:
         return came
 
     assert met(False) == met(True) != [guest(f"{STRANGE}:GlobalRandom", 6).arrive() for _ in range(20)]
-    state, drawn = random.getstate(), np.random.get_state()[1]  # noqa: NPY002
+    state, drawn = random.getstate(), np.random.get_state(legacy=False)["state"]["key"]  # noqa: NPY002
     guest("phrases", 1)
     assert random.getstate() == state
-    assert (np.random.get_state()[1] == drawn).all()  # type: ignore[index]  # noqa: NPY002
+    assert (np.random.get_state(legacy=False)["state"]["key"] == drawn).all()  # noqa: NPY002
 
 
 def test_a_world_that_seeds_the_global_generators_itself_gets_what_it_asked_for() -> None:
