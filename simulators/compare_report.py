@@ -91,7 +91,7 @@ def _lead(rows: Sequence[CompareRow], skipped: Sequence[Mapping[str, str]], setu
         )
         if setup.failed:
             failed = len(setup.failed)
-            sentences.append(f"{failed} {'run' if failed == 1 else 'runs'} failed and left out of the means.")
+            sentences.append(f"{failed} {'run' if failed == 1 else 'runs'} failed, left out of the means.")
     if skipped:
         sentences.append("Skipped: " + "; ".join(f"{entry['name']} ({entry['why']})" for entry in skipped) + ".")
     if apart:

@@ -68,7 +68,7 @@ def test_what_failed_is_told_beside_what_did_not(tmp_path: Path, capsys: pytest.
     assert figures["summary"][0]["seeds"] == 2
     assert "adloop: 1 of 3 runs failed, the first of them control, seed 2: world " in err
     assert "(left out of the means)" in err
-    assert "1 run failed and left out of the means." in report.read_text()
+    assert "1 run failed, left out of the means." in report.read_text()
     assert "failed: control, seed 2" in report.read_text()
 
 
