@@ -15,6 +15,7 @@ from simulators.results import (
     CompareRow,
     DemoResult,
     SegmentRow,
+    Setup,
     TextPair,
 )
 
@@ -33,6 +34,7 @@ def write_compare_report(
     curves: Sequence[CompareCurve],
     path: Path,
     skipped: Sequence[Mapping[str, str]] = (),
+    setup: Setup | None = None,
 ) -> Path:
     """Write a comparison's report as one HTML file without scripts; folders are made. Returns `path`. Raises OSError.
 
@@ -40,8 +42,9 @@ def write_compare_report(
       rows: one per policy and seed.
       curves: likewise; seeds of one policy are averaged where their points stand at the same impressions.
       skipped: {name, why} of who could not play.
+      setup: what was compared, and what counts.
     """
-    return _write(path, "Adloop comparison", compare_html(rows, curves, skipped))
+    return _write(path, "Adloop comparison", compare_html(rows, curves, skipped, setup))
 
 
 def demo_html(result: DemoResult) -> str:

@@ -65,6 +65,11 @@ class World(Protocol):
         ...
 
 
+def shipped(name: str) -> bool:
+    """Whether it is a world of this package, by its short name or its place; others wrote the rest."""
+    return name in WORLDS or name in WORLDS.values()
+
+
 MUST_HAVE = ("interval_ms", "campaigns", "arrive", "respond", "click_rate", "valid", "oracle_rate")
 
 
