@@ -12,8 +12,9 @@ from functools import partial
 import numpy as np
 
 from optimizer.clock import Clock
-from optimizer.control import REASONS, reason_of
+from optimizer.control import OTHER, read_halt
 from optimizer.stream.log import EventLog
+from optimizer.types import HALT_REASONS
 from serving.app import build_app
 from serving.board import LearnerState, LiveBoard
 from serving.guardrails import Gate
@@ -188,9 +189,8 @@ class Process:
         return metrics
 
     def _halted_by(self) -> dict[str, float]:
-        why = self.operator.halted()
-        reason = reason_of(why) if why else None
-        return {name: float(name == reason) for name in (*REASONS, "other")}
+        note = read_halt(self._settings.data)
+        return {name: float(note is not None and name == note.reason) for name in (*HALT_REASONS, OTHER)}
 
     def _of_version(self, name: str) -> float:
         """A figure that the live version's record tells; nan where it tells none."""

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from optimizer.maths.sentinel import Response, baits, conversions, windows
+from optimizer.maths.sentinel import Ailment, Response, baits, conversions, windows
 from optimizer.types import Outcome
 
 Floats = NDArray[np.float64]
@@ -36,9 +36,9 @@ class BaitConfig:
 
 
 class Found(NamedTuple):
-    """Why it looks like bait, a phrase; and the oldest impression that says so (Unix ms)."""
+    """Why it looks like bait; and the oldest impression that says so (Unix ms)."""
 
-    why: str
+    ailment: Ailment
     since_ms: int
 
 
@@ -120,8 +120,8 @@ class BaitWatch:
         sums = [one.by_segment(own) for one, own in compared]
         before, late = (np.concatenate(some).T for some in zip(*sums, strict=True))
         found = conversions(Response(*before), Response(*late))
-        why = None if found is None else baits(found)
-        return None if why is None else Found(why, min(int(one.ts[-own]) for one, own in compared))
+        ailment = None if found is None else baits(found)
+        return None if ailment is None else Found(ailment, min(int(one.ts[-own]) for one, own in compared))
 
     def _let_go(self, recent: float) -> None:
         """Campaigns that have shown nothing since then, and of the largest what is more than all may hold."""

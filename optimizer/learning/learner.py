@@ -14,7 +14,7 @@ from pathlib import Path
 import msgspec
 
 from optimizer.clock import Clock
-from optimizer.control import HALT_FILE, PAUSE_FILE, halt_reason, put_file, resumed_ms
+from optimizer.control import PAUSE_FILE, halt_reason, resumed_ms, write_halt
 from optimizer.errors import StoreError
 from optimizer.learning.base import BaseModel, load_policy, load_version
 from optimizer.learning.config import LearnerConfig
@@ -193,15 +193,16 @@ class Learner:
     def _halt(self, halt: Halt) -> Manifest:
         """Learn no further until an operator resumes; the last version from before it went wrong is live again."""
         assert self._head is not None
-        logger.error("learning is halted: %s; POST /v1/learner/resume goes on", halt.why)
+        reason, why = halt.ailment
+        logger.error("learning is halted (%s): %s; POST /v1/learner/resume goes on", reason, why)
         if self.trainer is not None:
             self.trainer.take_back()
         # The log first: where that fails the halt is tried again, and no ill version stays live behind the file.
         self._log.append([Append("policies", record.version, to_json(record)) for record in self._taken_back(halt)])
         self._policies.refresh()
-        self._halted = halt.why
         if self._data is not None:
-            put_file(self._data / HALT_FILE, halt.why + "\n")
+            write_halt(self._data, reason, why)
+        self._halted = why
         return self._store.manifest(self._head)
 
     def _taken_back(self, halt: Halt) -> list[PolicyRecord]:
@@ -217,13 +218,15 @@ class Learner:
             ),
             max((at for at, record in enumerate(lives) if record.version in held), default=0),
         )
-        evidence: dict[str, Scalar | None] = {"by": "sentinel", "why": halt.why}
+        reason, why = halt.ailment
+        evidence: dict[str, Scalar | None] = {"by": "sentinel", "reason": reason, "why": why}
+        told = {**lives[good].evidence, "halted": why, "halted_by": reason}
         now_ms = self._clock.now_ms()
         changed = [
             msgspec.structs.replace(record, stage="rolled_back", ts=now_ms, evidence={**record.evidence, **evidence})
             for record in lives[:good]
         ]
-        return [*changed, msgspec.structs.replace(lives[good], evidence={**lives[good].evidence, "halted": halt.why})]
+        return [*changed, msgspec.structs.replace(lives[good], evidence=told)]
 
     def _recent_versions(self) -> set[str]:
         rows = self._policies.rows

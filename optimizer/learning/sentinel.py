@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from optimizer.learning.bait import BaitConfig, BaitWatch
-from optimizer.maths.sentinel import Limits, Vitals, ails
+from optimizer.maths.sentinel import Ailment, Limits, Vitals, ails
 from optimizer.types import Outcome, Pool
 
 UNKNOWN = float("nan")
@@ -30,9 +30,9 @@ class SentinelConfig:
 
 
 class Halt(NamedTuple):
-    """Why learning has to stop, a phrase; and since when it has been wrong (Unix ms)."""
+    """Why learning has to stop; and since when it has been wrong (Unix ms)."""
 
-    why: str
+    ailment: Ailment
     since_ms: int
 
 
@@ -115,19 +115,19 @@ class Sentinel:
 
     def judge(self, vitals: Vitals | None, now_ms: int) -> Halt | None:
         """Whether learning has to stop. `vitals` None: of the policy nothing new is known."""
-        why = None if vitals is None else ails(vitals, self.config.limits)
+        ailment = None if vitals is None else ails(vitals, self.config.limits)
         since_ms = now_ms
-        if why is None:
+        if ailment is None:
             found = self.bait.look()
             if found is not None:
-                why, since_ms = found
-        if why is None:
+                ailment, since_ms = found
+        if ailment is None:
             self._ill = 0
             return None
         if not self._ill:
             self._since_ms = since_ms
         self._ill += 1
-        return Halt(why, self._since_ms) if self._ill >= self.config.patience else None
+        return Halt(ailment, self._since_ms) if self._ill >= self.config.patience else None
 
     @property
     def healthy(self) -> bool:

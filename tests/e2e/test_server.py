@@ -15,6 +15,7 @@ import httpx
 import pytest
 
 from optimizer.clock import SystemClock
+from optimizer.control import write_halt
 from optimizer.metrics import METRICS
 from optimizer.stream.log import Append
 from optimizer.stream.open import open_log
@@ -176,7 +177,7 @@ def test_the_metrics_say_why_learning_is_halted_and_what_the_version_is_like(tmp
     version = PolicyRecord("v0001", "h", None, "u", "live", 0, {"kl": 4.5, "tempered_steps": 2, "entropy": None})
     with closing(open_log(f"sqlite:///{tmp_path}/log.db", SystemClock())) as log:
         log.append([Append("policies", "v0001", to_json(version))])
-    (tmp_path / "learner.halted").write_text("clicks are up +50% and conversions down -20% per impression\n")
+    write_halt(tmp_path, "bait", "nobody buys what everybody clicks on")
     with Served(tmp_path) as served:
         text = served.http.get("/metrics").text
     assert 'adloop_learner_halted_by{reason="bait"} 1.0' in text
