@@ -61,12 +61,13 @@ def main_learn(argv: Sequence[str]) -> int:
             with shown:
                 learning = open_learning(args.data, args.model, told)
             share_processor()
-            learner = learning.learner(log, SystemClock(), LearnerConfig(kl_budget=args.kl_budget))
-            # From here on a step is finished first; before, a signal interrupts what may take minutes.
-            for name in (signal.SIGTERM, signal.SIGINT):
-                signal.signal(name, lambda *_: stopping.set())
-            print("learning; Ctrl-C stops", file=sys.stderr, flush=True)
-            step_until(stopping, learner.step)
+            config = LearnerConfig(kl_budget=args.kl_budget)
+            with closing(learning.learner(log, SystemClock(), config)) as learner:
+                # From here on a step is finished first; before, a signal interrupts what may take minutes.
+                for name in (signal.SIGTERM, signal.SIGINT):
+                    signal.signal(name, lambda *_: stopping.set())
+                print("learning; Ctrl-C stops", file=sys.stderr, flush=True)
+                step_until(stopping, learner.step)
     except (AdloopError, OSError) as error:
         print(f"optimizer learn: {error}", file=sys.stderr)
         return 1

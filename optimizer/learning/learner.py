@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
+from contextlib import ExitStack
 from pathlib import Path
 
 import msgspec
@@ -78,11 +79,20 @@ class Learner:
         self._head: str | None = None
         self._refused: str | None = None
         self.trainer: PolicyTrainer | None = None
-        if base is not None and config.train_policy:
-            self.trainer = PolicyTrainer(load_policy(base), config, self.critic, self._shelf, self._campaigns.rows)
-        if data is not None and (resumed := resumed_ms(data)) is not None:
-            self.sentinel.forgive(resumed)
-        self._adopt()
+        with ExitStack() as unless_made:
+            unless_made.callback(self.close)
+            if base is not None and config.train_policy:
+                self.trainer = PolicyTrainer(load_policy(base), config, self.critic, self._shelf, self._campaigns.rows)
+            if data is not None and (resumed := resumed_ms(data)) is not None:
+                self.sentinel.forgive(resumed)
+            self._adopt()
+            unless_made.pop_all()
+
+    def close(self) -> None:
+        """Let go of the log. What has been learnt is in the versions that were published."""
+        with ExitStack() as stack:  # each, also where one fails
+            for held in (self._outcomes, self._shelf, self._policies, self._campaigns):
+                stack.callback(held.close)
 
     @property
     def last(self) -> UpdateReport | None:

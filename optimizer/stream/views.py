@@ -39,6 +39,10 @@ class Table(Generic[T]):
             changed += [key for record in records if (key := self._take(record)) is not None]
         return changed
 
+    def close(self) -> None:
+        """Let go of the log; the rows stay."""
+        self._reader.close()
+
     def _take(self, record: Record) -> str | None:
         """The key that the record changed."""
         key = None if record.key is None else self._guarded.read(record, record.key, bytes.decode)
