@@ -30,6 +30,28 @@ METRICS: Final = (
     Metric("adloop_refused_versions", "gauge", "versions", (), "Policy versions refused when they went live"),
     Metric("adloop_learner_halted", "gauge", "0 or 1", (), "Whether the sentinel has halted learning"),
     Metric("adloop_learner_halted_by", "gauge", "0 or 1", ("reason",), "For which reason it has, 1 at that one"),
+    Metric(
+        "adloop_learner_unused_outcomes",
+        "gauge",
+        "revisions",
+        (),
+        "Since the learner started, revisions of outcomes that it could not learn from: the campaign is deleted, the "
+        "text no longer held, or the draw cannot have been",
+    ),
+    Metric(
+        "adloop_learner_stale_revisions",
+        "gauge",
+        "revisions",
+        (),
+        "Revisions that changed nothing since the learner no longer held their decision",
+    ),
+    Metric(
+        "adloop_learner_evicted_decisions",
+        "gauge",
+        "decisions",
+        (),
+        "Decisions that the learner no longer holds one by one, but in their text's totals as they last stood",
+    ),
     Metric("adloop_policy_kl", "gauge", "nats per text", (), "The live version's divergence from the reference"),
     Metric("adloop_policy_kl_step", "gauge", "nats per text", (), "Its divergence from the version before"),
     Metric("adloop_policy_entropy", "gauge", "nats per token", (), "Its entropy"),

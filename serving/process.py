@@ -40,6 +40,9 @@ from serving.views import Views
 GAUGES_EVERY_S = 0.25
 VIEWS_IDLE_S = 0.05  # how soon new pools and versions are served
 OF_VERSION = {
+    "adloop_learner_unused_outcomes": "unused_outcomes",
+    "adloop_learner_stale_revisions": "stale_revisions",
+    "adloop_learner_evicted_decisions": "evicted_decisions",
     "adloop_critic_clicks_expected": "clicks_expected",
     "adloop_critic_clicks_seen": "clicks_seen",
     "adloop_critic_brier": "brier",

@@ -318,6 +318,9 @@ class Learner:
             "increment": self.increments,
             "outcomes": len(self.critic.buffer.entries),
             "bad_records": self.bad_records,
+            "unused_outcomes": self.unused_outcomes,
+            "stale_revisions": self.critic.buffer.stale_revisions,
+            "evicted_decisions": self.critic.buffer.evicted,
             "outcomes_to": ",".join(f"{at.partition}:{self._outcomes.position(at)}" for at in self._outcome_places),
             "critic_version": view.version,
         }
