@@ -39,7 +39,7 @@ MOST_ANCESTORS = 40  # versions since which the optimizer's state may have been 
 
 
 class Learner:
-    """One process of these at a time for a log. Not thread-safe, but for `status`."""
+    """One process of these at a time for a log. Not thread-safe."""
 
     def __init__(
         self,
@@ -50,8 +50,12 @@ class Learner:
         config: LearnerConfig,
         data: Path | None = None,
     ) -> None:
-        """`base` None: the critic alone learns (`config.train_policy` must be False). `data` holds the pause file, why
-        learning has halted, and the optimizer's state."""
+        """Goes on from the live version; where none is live, it publishes the reference, the base model's weights and
+        an untaught critic, as the first.
+
+        `base` None: the critic alone learns (`config.train_policy` must be False). `data` holds the pause file, why
+        learning has halted, and the optimizer's state. Raises StoreError where no version that was live can be loaded,
+        or none be published, ConfigError for a base model that can't be."""
         if base is None and config.train_policy:
             raise ValueError("base: got None, expected a base model, or train_policy=False")
         self.config = config
@@ -64,7 +68,7 @@ class Learner:
         self._told: Vitals | None = None
         self._data = data
         self._state_file = data / STATE_FILE if data is not None else None
-        self._halted = ""
+        self._halted = "" if data is None else halt_reason(data)
         self._guarded = GuardedDecode()
         self._campaigns = campaign_table(log, self._guarded)
         self._policies = policy_table(log, self._guarded)
@@ -109,6 +113,7 @@ class Learner:
     def step(self) -> bool:
         """Read what is new and, where there is enough of it, take an increment. False where there was nothing to do."""
         read = self._read_outcomes()
+        self._look_for_resume()
         if self.paused or self.halted:
             return read > 0
         # After a restart the whole history is read before anything is learnt from a part of it.
@@ -133,14 +138,17 @@ class Learner:
 
     @property
     def halted(self) -> str:
-        """Why the sentinel has halted learning, also before a restart; empty where it has not, or where an operator has
-        resumed since (POST /v1/learner/resume)."""
+        """Why the sentinel has halted learning, also before a restart; empty where it has not. As the last step found
+        it: what an operator resumes (POST /v1/learner/resume) goes on with the next one."""
+        return self._halted
+
+    def _look_for_resume(self) -> None:
+        """See whether learning has been halted or resumed, by this process or another."""
         if self._data is None:
-            return self._halted
+            return
         before, self._halted = self._halted, halt_reason(self._data)
         if before and not self._halted:
             self.sentinel.forgive(resumed_ms(self._data))
-        return self._halted
 
     def _read_outcomes(self) -> int:
         records = self._outcomes.poll(self.config.outcomes_per_poll)

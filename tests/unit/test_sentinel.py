@@ -217,6 +217,7 @@ def test_an_ill_policy_halts_the_learner_and_the_healthy_version_comes_back(loop
     assert learner.increments == increments
     # Neither does a learner that is started anew, until somebody resumes it.
     again = loop.learner(SMALL_LEARNER)
+    assert again.halted == learner.halted
     learn(loop, again, 1)
     assert again.halted
     assert live(loop) == good
@@ -242,6 +243,21 @@ def test_what_an_operator_made_live_is_not_taken_back(loop: Loop) -> None:
     learn(loop, learner, 4)
     assert learner.halted
     assert live(loop) == first
+
+
+def test_who_only_asks_whether_learning_is_halted_changes_nothing(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
+    (loop.data / HALT_FILE).touch()
+    learner = loop.learner(SMALL_LEARNER)
+    forgiven: list[int | None] = []
+    monkeypatch.setattr(learner.sentinel, "forgive", forgiven.append)
+    learner.step()
+    Operator(loop.log, loop.clock, Views(loop.log), loop.data).resume()
+    assert learner.halted  # as it was when it stepped last
+    assert forgiven == []
+    loop.clock.advance(1_000)
+    learner.step()
+    assert not learner.halted
+    assert forgiven == [loop.clock.now_ms() - 1_000]
 
 
 def test_an_empty_halt_file_still_halts(loop: Loop) -> None:
