@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,13 +21,6 @@ from scipy.special import expit
 Floats = NDArray[np.float32]
 PRIOR_ROWS = 4096
 BLOCK = 1024  # features of which a step is taken at once
-
-
-class HeadState(NamedTuple):
-    """What a snapshot holds: `u` float32[F, H] in units of the prior scale, `scale` float32[families]."""
-
-    u: Floats
-    scale: Floats
 
 
 def prior_draws(ids: NDArray[np.uint64], heads: int, salt: int) -> Floats:
@@ -208,6 +201,3 @@ class Heads:
         """Forget all features but these, ascending; they take their places in this order."""
         self.families = self.families[columns]
         self.u, self._z, self._m, self._v = (each[columns] for each in (self.u, self._z, self._m, self._v))
-
-    def state(self) -> HeadState:
-        return HeadState(self.u.copy(), self.scale.copy())

@@ -429,8 +429,3 @@ def fits_in(codec: TextCodec, prompt: Prompt, limit: int) -> bool:
     """Whether a prompt fits in `limit` tokens, and its slots' names with 8 tokens of text each in as many again."""
     slots = sum(len(codec.encode(f"{slot.name}:")) + LEAST_SLOT_TOKENS for slot in prompt.slots)
     return len(codec.encode(prompt.text)) <= limit and slots <= limit
-
-
-def embedding_of(candidate_embedding: str) -> np.ndarray:
-    """float32[d] from a candidate's base64 float16 embedding."""
-    return np.frombuffer(base64.b64decode(candidate_embedding), dtype="<f2").astype(np.float32)
