@@ -347,6 +347,8 @@ class ReplayBuffer:
         return moved
 
     def totals(self) -> Totals:
+        """The rows' sums, beside a decision of now that weighs 1; `settle` first. Copies: what comes later leaves them
+        as they are."""
         count = len(self._rows)
         unit = np.float32(1.0 / self._unit)
         return Totals(self._clicked[:count] * unit, self._settled[:count] * unit, self._unclicked_extra[:count] * unit)

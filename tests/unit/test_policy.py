@@ -204,6 +204,13 @@ def test_a_trained_model_writes_its_slots_and_ends_them(tiny: LanguagePolicy) ->
     assert np.isfinite(embedding).all()
 
 
+@pytest.mark.parametrize("slots", [TWO, (Slot("headline", 41),), (Slot("title", 40),)])
+def test_prompts_with_unequal_slots_are_refused(tiny: LanguagePolicy, slots: tuple[Slot, ...]) -> None:
+    mixed = [*prompts(ONE), *prompts(slots)]
+    with pytest.raises(ValueError, match=r"got slots headline \(40\) and .*in a call of their own"):
+        tiny.sample(mixed, 1, Decode(), torch.Generator().manual_seed(0))
+
+
 def test_cancelled_stops_sampling_at_the_next_token(tiny: LanguagePolicy) -> None:
     asked = 0
 
