@@ -20,14 +20,14 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "optimizer.control",
         "optimizer.types",
         "optimizer.metrics",
-        "optimizer.config",
         "optimizer.ids",
         "optimizer.loop",
         "optimizer.signals",
     ),
     ("optimizer.maths",),
     ("optimizer.stream",),
-    ("optimizer.learning", "optimizer.store"),
+    ("optimizer.store",),
+    ("optimizer.learning",),
     ("optimizer.__main__",),
 )
 # What the mathematics may use: arrays and plain values, never a clock, a file, a socket, a process or a model.
@@ -61,6 +61,11 @@ def within(module: str, package: str) -> bool:
 
 def layer(module: str) -> int | None:
     return next((i for i, names in enumerate(LAYERS) if any(within(module, name) for name in names)), None)
+
+
+def test_every_name_in_a_layer_is_there() -> None:
+    missing = [name for names in LAYERS for name in names if importlib.util.find_spec(name) is None]
+    assert missing == []
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
