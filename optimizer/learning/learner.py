@@ -35,6 +35,8 @@ from optimizer.types import Outcome, PolicyRecord, Scalar, Stage, to_json
 
 logger = logging.getLogger(__name__)
 STATE_FILE = "learner.state"
+INCREMENTS_A_FIT = 10  # increments' worth of outcomes for which the critic is fitted once more, where much is read
+TIDY_EVERY = 10  # increments between two prunings of the store, at which the optimizer's state is kept too
 MOST_ANCESTORS = 40  # versions since which the optimizer's state may have been kept
 
 
@@ -186,7 +188,7 @@ class Learner:
     def increment(self) -> Manifest:
         """One increment on what has been read; the published version's manifest, or that of the version it halts at."""
         # A long history read at once is learnt as it would have been bit by bit.
-        fits = min(self.config.catch_up_fits, max(1, self._waiting // (10 * self.config.min_outcomes)))
+        fits = min(self.config.catch_up_fits, max(1, self._waiting // (INCREMENTS_A_FIT * self.config.min_outcomes)))
         self._waiting = 0
         self.increments += 1
         self._adopt()
@@ -347,7 +349,7 @@ class Learner:
         if self.trainer is not None:
             self.trainer.policy.version = manifest.version
         self._touched.clear()
-        if self.increments % 10 == 0:
+        if self.increments % TIDY_EVERY == 0:
             self._store.prune({manifest.version})
             if self.trainer is not None and self._state_file is not None and self.sentinel.healthy:
                 self.trainer.save(self._state_file)
