@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from optimizer.learning.bait import BaitConfig, BaitWatch
 from optimizer.maths.sentinel import Ailment, Limits, Vitals, ails
+from optimizer.ranges import check_ranges, whole
 from optimizer.types import Outcome, Pool
 
 UNKNOWN = float("nan")
@@ -20,13 +21,17 @@ UNKNOWN = float("nan")
 @dataclass(frozen=True)
 class SentinelConfig:
     """`patience`: times in a row that something must look wrong. `samples`: newest texts that figures about samples are
-    made of, `first_samples`: a campaign's first ones, which they are compared with."""
+    made of, `first_samples`: a campaign's first ones, which they are compared with. `bait`: options of the watch for
+    bait. `limits`: what is no longer healthy. Raises ConfigError for what is out of its range."""
 
     patience: int = 3
     samples: int = 512
     first_samples: int = 64
     bait: BaitConfig = field(default_factory=BaitConfig)
     limits: Limits = field(default_factory=Limits)
+
+    def __post_init__(self) -> None:
+        check_ranges(self, patience=whole(1), samples=whole(2), first_samples=whole(1))
 
 
 class Halt(NamedTuple):

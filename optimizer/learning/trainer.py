@@ -173,7 +173,7 @@ class PolicyTrainer:
                 continue
             prompt = build_prompt(campaign, pool.segment)
             some = [text.token_ids for text in pool.candidates if text.token_ids and not text.kept]
-            for ids in some[: STEP_TEXTS // self.config.pools_per_increment]:
+            for ids in some[: max(1, STEP_TEXTS // self.config.pools_per_increment)]:
                 prompts.append(prompt)
                 tokens.append(ids)
         return prompts, tokens

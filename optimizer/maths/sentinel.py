@@ -10,6 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import hypergeom
 
+from optimizer.errors import ConfigError
+from optimizer.ranges import NOT_NEGATIVE, NOT_NEGATIVE_OR_ENDLESS, POSITIVE_OR_ENDLESS, SHARE, check_ranges
 from optimizer.types import HaltReason
 
 Array = NDArray[np.float64]
@@ -36,7 +38,13 @@ class Vitals(NamedTuple):
 
 @dataclass(frozen=True)
 class Limits:
-    """What is no longer a healthy policy; docs/learning.md has what everyday learning shows."""
+    """What is no longer a healthy policy; docs/learning.md has what everyday learning shows.
+
+    `kl_over`: times the budget, above which the divergence may not be unless it falls. `kl_step`: nats per sequence
+    that a version may move at most. `entropy`: nats per token at the least. `shortest`, `longest`: mean length of the
+    samples over that of the first ones. `duplicates`: share of them that may repeat another. `rejected`: share that the
+    gate may refuse, or `rejected_rise` times what it refused at first if that is more. Infinity switches a limit off.
+    Raises ConfigError for what is out of its range."""
 
     kl_over: float = 1.05
     kl_step: float = 3.0
@@ -46,6 +54,23 @@ class Limits:
     duplicates: float = 0.97
     rejected: float = 0.6
     rejected_rise: float = 2.0
+
+    def __post_init__(self) -> None:
+        check_ranges(
+            self,
+            kl_over=POSITIVE_OR_ENDLESS,
+            kl_step=POSITIVE_OR_ENDLESS,
+            entropy=NOT_NEGATIVE,
+            shortest=NOT_NEGATIVE,
+            longest=POSITIVE_OR_ENDLESS,
+            duplicates=SHARE,
+            rejected=SHARE,
+            rejected_rise=NOT_NEGATIVE_OR_ENDLESS,
+        )
+        if self.shortest >= self.longest:
+            raise ConfigError(
+                f"Limits.shortest: got {self.shortest}, expected less than longest, which is {self.longest}; lower it"
+            )
 
 
 class Ailment(NamedTuple):

@@ -21,6 +21,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "optimizer.types",
         "optimizer.metrics",
         "optimizer.ids",
+        "optimizer.ranges",
         "optimizer.loop",
         "optimizer.signals",
     ),
@@ -35,7 +36,7 @@ MATHS_MAY_IMPORT = {
     "__future__", "collections", "dataclasses", "enum", "fractions", "functools", "itertools", "math", "operator",
     "statistics", "sys", "typing", "msgspec", "numpy", "scipy", "torch", "optimizer",
 }  # fmt: skip
-MATHS_MAY_IMPORT_OF_OURS = ("optimizer.types", "optimizer.errors", "optimizer.maths")
+MATHS_MAY_IMPORT_OF_OURS = ("optimizer.types", "optimizer.errors", "optimizer.ranges", "optimizer.maths")
 
 
 def name_of(path: Path) -> str:
