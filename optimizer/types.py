@@ -14,6 +14,7 @@ import msgspec
 from msgspec import Struct, field
 
 SCHEMA = 1
+MOST_WINDOW_MS = 10 * 365 * 24 * 3_600_000  # as long as a campaign's windows, and the retention after them, may be
 ID_PATTERN = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 
 Scalar = str | int | float | bool

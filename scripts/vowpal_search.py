@@ -17,6 +17,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import fmean
 
+from optimizer.arguments import natural, positive
 from simulators.compare import INCREMENT, PoolJob, play, write_pools_job
 from simulators.payout import Payout
 from simulators.places import Places, Texts, first_of
@@ -66,12 +67,12 @@ def main() -> int:
     """Returns the exit status."""
     parser = argparse.ArgumentParser(prog="vowpal_search")
     parser.add_argument("--world", default="phrases")
-    parser.add_argument("--impressions", type=int, default=20_480)
-    parser.add_argument("--first-seed", type=int, default=101)
-    parser.add_argument("--seeds", type=int, default=2, help="of the first stage")
-    parser.add_argument("--more-seeds", type=int, default=2, help="that the second stage adds")
-    parser.add_argument("--configs", type=int, default=16)
-    parser.add_argument("--keep", type=int, default=3)
+    parser.add_argument("--impressions", type=positive, default=20_480)
+    parser.add_argument("--first-seed", type=natural, default=101)
+    parser.add_argument("--seeds", type=positive, default=2, help="of the first stage")
+    parser.add_argument("--more-seeds", type=natural, default=2, help="that the second stage adds")
+    parser.add_argument("--configs", type=positive, default=16)
+    parser.add_argument("--keep", type=positive, default=3)
     parser.add_argument("--only", default=",".join(EXPLORATIONS))
     options = parser.parse_args()
     seeds = range(options.first_seed, options.first_seed + options.seeds + options.more_seeds)

@@ -11,6 +11,7 @@ from functools import partial
 
 import numpy as np
 
+from optimizer import metrics
 from optimizer.clock import Clock
 from optimizer.control import OTHER, read_halt
 from optimizer.stream.log import EventLog
@@ -40,22 +41,22 @@ from serving.views import Views
 GAUGES_EVERY_S = 0.25
 VIEWS_IDLE_S = 0.05  # how soon new pools and versions are served
 OF_VERSION = {
-    "adloop_learner_unused_outcomes": "unused_outcomes",
-    "adloop_learner_stale_revisions": "stale_revisions",
-    "adloop_learner_evicted_decisions": "evicted_decisions",
-    "adloop_critic_clicks_expected": "clicks_expected",
-    "adloop_critic_clicks_seen": "clicks_seen",
-    "adloop_critic_brier": "brier",
-    "adloop_critic_brier_skill": "brier_skill",
-    "adloop_policy_kl": "kl",
-    "adloop_policy_kl_step": "kl_step",
-    "adloop_policy_entropy": "entropy",
-    "adloop_policy_samples_length": "samples_length",
-    "adloop_policy_samples_duplicates": "samples_duplicates",
-    "adloop_policy_samples_rejected": "samples_rejected",
-    "adloop_policy_skipped_steps": "skipped_steps",
-    "adloop_policy_clipped_steps": "clipped_steps",
-    "adloop_policy_tempered_steps": "tempered_steps",
+    metrics.LEARNER_UNUSED_OUTCOMES: "unused_outcomes",
+    metrics.LEARNER_STALE_REVISIONS: "stale_revisions",
+    metrics.LEARNER_EVICTED_DECISIONS: "evicted_decisions",
+    metrics.CRITIC_CLICKS_EXPECTED: "clicks_expected",
+    metrics.CRITIC_CLICKS_SEEN: "clicks_seen",
+    metrics.CRITIC_BRIER: "brier",
+    metrics.CRITIC_BRIER_SKILL: "brier_skill",
+    metrics.POLICY_KL: "kl",
+    metrics.POLICY_KL_STEP: "kl_step",
+    metrics.POLICY_ENTROPY: "entropy",
+    metrics.POLICY_SAMPLES_LENGTH: "samples_length",
+    metrics.POLICY_SAMPLES_DUPLICATES: "samples_duplicates",
+    metrics.POLICY_SAMPLES_REJECTED: "samples_rejected",
+    metrics.POLICY_SKIPPED_STEPS: "skipped_steps",
+    metrics.POLICY_CLIPPED_STEPS: "clipped_steps",
+    metrics.POLICY_TEMPERED_STEPS: "tempered_steps",
 }
 """Gauges that tell what the live version's record says, and the name of the fact there."""
 STOP_S = 2.0  # how long all roles together may take to end; HTTP has had its own grace before
@@ -175,21 +176,21 @@ class Process:
 
     def _metrics(self) -> Metrics:
         """The server's figures, and those of a joiner in this process."""
-        metrics = Metrics(
+        figures = Metrics(
             {
-                "adloop_bad_records": lambda: self.views.bad_records,
-                "adloop_refused_versions": lambda: self.views.refused_versions,
-                "adloop_learner_halted": lambda: float(bool(self.operator.halted())),
-                "adloop_learner_halted_by": self._halted_by,
-                **{name: partial(self._of_version, fact) for name, fact in OF_VERSION.items()},
-                "adloop_role_restarts": lambda: sum(role.restarts for role in self._roles),
-                "adloop_outcomes_remembered": lambda: len(self.views.ledger),
-                "adloop_outcomes_forgotten": lambda: self.views.ledger.forgotten,
+                metrics.BAD_RECORDS: lambda: self.views.bad_records,
+                metrics.REFUSED_VERSIONS: lambda: self.views.refused_versions,
+                metrics.LEARNER_HALTED: lambda: float(bool(self.operator.halted())),
+                metrics.LEARNER_HALTED_BY: self._halted_by,
+                **{metric: partial(self._of_version, fact) for metric, fact in OF_VERSION.items()},
+                metrics.ROLE_RESTARTS: lambda: sum(role.restarts for role in self._roles),
+                metrics.OUTCOMES_REMEMBERED: lambda: len(self.views.ledger),
+                metrics.OUTCOMES_FORGOTTEN: lambda: self.views.ledger.forgotten,
             }
         )
         if isinstance(self._joining, Joining):
-            metrics.registry.register(self._joining.exported)
-        return metrics
+            figures.registry.register(self._joining.exported)
+        return figures
 
     def _halted_by(self) -> dict[str, float]:
         note = read_halt(self._settings.data)

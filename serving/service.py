@@ -16,13 +16,14 @@ from optimizer.clock import Clock
 from optimizer.errors import BadInput, FieldError
 from optimizer.ids import new_id
 from optimizer.maths.attribution import EXTRA_RETENTION_MS, expiry_s
+from optimizer.stream.admission import Refused
 from optimizer.stream.log import MAX_RECORD_BYTES, Append, EventLog
 from optimizer.stream.tokens import TokenKeys
 from optimizer.types import Campaign, Decision, Event, Pool, Scalar, to_json
 from serving.campaigns import campaign_body, campaign_from
 from serving.drawing import EPSILON, Arms, Drawn, control_arms, draws, pool_arms
 from serving.idempotency import Idempotency, KeyReused
-from serving.ingest import Rejected, admit, rejected
+from serving.ingest import admit, rejected
 from serving.problems import Problem, conflict, not_found, unavailable
 from serving.schemas import MAX_SAFE_INTEGER, CampaignIn, EventResult, GenerateIn, GenerateOut, Variant
 from serving.views import Views
@@ -256,8 +257,8 @@ class AdService:
         for raw in raws:
             try:
                 event = admit(raw, tenant, self._keys, now)
-            except Rejected as refusal:
-                results.append(rejected(raw, refusal.reason, refusal.detail))
+            except Refused as refusal:
+                results.append(rejected(raw, refusal.reason, str(refusal)))
             else:
                 accepted.append(event)
                 results.append(EventResult(event.event_id, "accepted"))

@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from optimizer.arguments import positive
 from optimizer.errors import ConfigError
-from simulators.command import answer, execute, positive
+from simulators.command import answer, execute
 from simulators.progress import Bars, Report
 from simulators.results import CompareCurve, CompareRow
 from simulators.settings import NAMES, SETTINGS, lacking

@@ -17,8 +17,9 @@ from typing import Any
 
 import numpy as np
 
+from optimizer.arguments import natural, positive
 from optimizer.errors import BadInput, FieldError
-from simulators.command import answer, execute, positive, whole
+from simulators.command import answer, execute
 from simulators.peers import PEERS
 from simulators.progress import Bars, Report
 from simulators.replay import HORIZONS, Arena, Floats, Played, captured, captured_intervals, differences, merged, play
@@ -198,7 +199,9 @@ def _signed(value: float, low: float | None, high: float | None) -> str:
 
 def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", required=True, type=Path, metavar="FILE", help="csv of the archive, plain or gzipped")
-    parser.add_argument("--seed", type=whole, default=0, help="of the draws, the sample and the policies (default: 0)")
+    parser.add_argument(
+        "--seed", type=natural, default=0, help="of the draws, the sample and the policies (default: 0)"
+    )
     parser.add_argument(
         "--groups",
         type=_groups,

@@ -13,27 +13,10 @@ from simulators.compare_report import compare_html
 from simulators.results import (
     CompareCurve,
     CompareRow,
-    CurvePoint,
     DemoResult,
-    KLPoint,
     SegmentRow,
     TextPair,
-    TrafficBin,
 )
-
-__all__ = [
-    "CompareCurve",
-    "CompareRow",
-    "CurvePoint",
-    "DemoResult",
-    "KLPoint",
-    "SegmentRow",
-    "TextPair",
-    "TrafficBin",
-    "demo_html",
-    "write_compare_report",
-    "write_report",
-]
 
 CONTROL = "control"
 LAYERS = 7

@@ -9,6 +9,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from deploy.kafka.broker import Broker
+from optimizer.stream.kafka_log import KafkaLog
+from optimizer.stream.kafka_url import parse_kafka_url
+from optimizer.stream.log import Append
 
 ROOT = Path(__file__).parents[1]
 USER, PASSWORD = "ada", "lovelace-1843"
@@ -42,3 +45,13 @@ def url(broker: Broker, prefix: str, client: str = "kafka-python", **options: ob
     """The URL of a log on `broker`."""
     more = "".join(f"&{name}={value}" for name, value in options.items())
     return f"kafka://{broker.bootstrap}?prefix={prefix}&client={client}{more}"
+
+
+def opened(url: str, environment: dict[str, str] | None = None) -> KafkaLog:
+    """The log at `url`; `environment` may hold its user and password."""
+    return KafkaLog(parse_kafka_url(url, environment or {}))
+
+
+def numbered(first: int, end: int) -> list[Append]:
+    """Records of one partition whose values are `first`, `first` + 1 and so on, without `end`."""
+    return [Append("policies", "v", str(i).encode()) for i in range(first, end)]

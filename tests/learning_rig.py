@@ -12,7 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from optimizer.clock import ManualClock
 from optimizer.ids import variant_id
-from optimizer.learning.base import BaseModel, settle_base
+from optimizer.learning.base import BaseModel, load_policy, settle_base
 from optimizer.learning.config import LearnerConfig
 from optimizer.learning.critic import CriticConfig
 from optimizer.learning.learner import Learner
@@ -270,6 +270,32 @@ def open_loop(
     loop = Loop(data, settle(data, model), f"sqlite:///{data / 'log.db'}?synchronous=off", ManualClock(START_MS), gate)
     loop.put(*campaigns)
     return loop
+
+
+def likes_short(shown: Candidate) -> float:
+    """How likely people click: short texts more."""
+    return 0.6 if len(shown.text()) < 30 else 0.1
+
+
+def play(loop: Loop, learner: Learner, rounds: int, seed: int = 0) -> None:
+    """Write pools, show each new one to 30 people, learn; as often as asked."""
+    generator = loop.generator(seed=seed)
+    rng = np.random.default_rng(seed)
+    shown = 0
+    for _ in range(rounds):
+        while generator.step():
+            pass
+        pools = loop.pools()
+        for pool in pools[shown:]:
+            loop.serve(pool, 30, rng, likes_short)
+        shown = len(pools)
+        while learner.step():
+            pass
+
+
+def tensors(loop: Loop, version: str) -> dict[str, torch.Tensor]:
+    """The weights of a version, as the store holds them."""
+    return loop.store.policy_tensors(version, load_policy(loop.base).trainable(), loop.base.digest)
 
 
 def candidate(text: str, campaign_id: str = "c1", **fields: object) -> Candidate:

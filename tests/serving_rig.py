@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 from starlette.testclient import TestClient
 
@@ -39,6 +40,8 @@ from serving.wire import convert
 
 TENANT = "default"
 MINIMAL: dict[str, Any] = {"product": {"name": "Trail Runner 3"}, "controls": [{"headline": "Trail Runner 3: light"}]}
+TEXTS = ["Run light", "Run far", "Run dry", "Run home"]
+CONTROLS = [{"headline": "Plain one"}, {"headline": "Plain two"}]
 
 
 @dataclass
@@ -99,6 +102,11 @@ def make_rig(tmp_path: Path, *, seed: int = 0, api_keys: str = "", **views: Any)
     operator = Operator(log, clock, following, tmp_path)
     parts = Parts(service, operator, KeyRing.parse(api_keys), health, Metrics({}))
     return Rig(log, clock, keys, following, service, parts, tmp_path)
+
+
+def decisions(rig: Rig) -> list[Decision]:
+    """Every decision in the log, in its order."""
+    return [msgspec.json.decode(raw, type=Decision) for raw in rig.records("decisions")]
 
 
 def make_pool(

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
-from simulators.command import answer, execute, positive
+from optimizer.arguments import positive
+from simulators.command import answer, execute
 from simulators.compare import INCREMENT, make_tiny_model
 from simulators.experiments.measures import beginnings, recovery, shortfall, significance
 from simulators.experiments.trace import Trace, Trial, run_trial

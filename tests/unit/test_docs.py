@@ -56,6 +56,14 @@ def test_relative_links_resolve(doc: Path) -> None:
     assert not missing
 
 
+def test_every_module_has_its_sentence_in_the_docs() -> None:
+    made = subprocess.run(
+        [sys.executable, ROOT / "scripts" / "modules.py"], capture_output=True, text=True, check=True
+    ).stdout
+    assert (ROOT / "docs" / "modules.md").read_text() == made, "python scripts/modules.py > docs/modules.md"
+    assert "|  |" not in made
+
+
 def borders() -> list[tuple[str, str, str, list[str]]]:
     """(module, class or "", function, its parameters' names) of the signatures in docs/architecture.md."""
     block = (ROOT / "docs" / "architecture.md").read_text().split("```python\n")[1].split("```")[0]

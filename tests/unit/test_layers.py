@@ -15,7 +15,9 @@ MODULES = sorted(p for package in ("optimizer", "serving", "simulators") for p i
 # Inside optimizer, from the ground up: a module imports only from its own layer and those below it.
 LAYERS: tuple[tuple[str, ...], ...] = (
     (
+        "optimizer.arguments",
         "optimizer.errors",
+        "optimizer.files",
         "optimizer.clock",
         "optimizer.control",
         "optimizer.types",

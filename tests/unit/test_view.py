@@ -17,7 +17,7 @@ from optimizer.learning.view import CONTEXTS_KEPT, CriticView
 from optimizer.types import Campaign, RewardWeights
 from tests.learning_rig import START_MS, campaign, candidate, outcome
 
-# The guard has tests of its own (test_guard.py): without it a score is the click heads' own.
+# The guard has tests of its own (test_guard.py, test_guard_trust.py): without it a score is the click heads' own.
 CONFIG = CriticConfig(heads=6, steps=8, spread=1.0, guard=False)
 TEXTS = ("Run light with Trail Runner 3", "Walk dry and warm", "Rest")
 CONTEXT = {"segment": "all", "device": "mobile"}
