@@ -88,12 +88,13 @@ def run_generator(settings: Settings) -> int:
     with closing(open_log(settings.log_url)) as log:
         opened = LearningOnce(settings.data, settings.model)
         seed = int.from_bytes(os.urandom(7), "little")
-        generator = make_generator(log, opened, SystemClock(), seed, PromptGuard(settings.data, expected=False))
-        # From here on a step is finished first; before, a signal interrupts what may take minutes.
-        for number in SIGNALS:
-            signal.signal(number, lambda *_: stopping.set())
-        print("generating; Ctrl-C stops", file=sys.stderr, flush=True)
-        step_until(stopping, generator.step)
+        guard = PromptGuard(settings.data, expected=False)
+        with closing(make_generator(log, opened, SystemClock(), seed, guard)) as generator:
+            # From here on a step is finished first; before, a signal interrupts what may take minutes.
+            for number in SIGNALS:
+                signal.signal(number, lambda *_: stopping.set())
+            print("generating; Ctrl-C stops", file=sys.stderr, flush=True)
+            step_until(stopping, generator.step)
     return 0
 
 

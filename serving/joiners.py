@@ -195,6 +195,9 @@ class Asking:
         self._figures = together([self._heard[url][1] for url in self._urls], silent)
         return False
 
+    def close(self) -> None:
+        """Nothing is held open between two looks."""
+
     def _ask(self, url: str) -> list[Metric] | None:
         try:
             return list(text_string_to_metric_families(self._get(f"{url}/metrics")))

@@ -220,3 +220,6 @@ class _Following:
             self._looked = now
             process.show_gauges()
         return count
+
+    def close(self) -> None:
+        """The views are the process's, which closes them once every role has ended: requests read them until then."""

@@ -35,6 +35,10 @@ WORKERS = 32  # threads that wait for the log's group commit
 FRESH_WORKERS = 2
 FRESH_TIMEOUT_S = 20.0
 MAX_KEY_CHARS = 255
+# A body of at most so many bytes is parsed on the event loop. Measured on two busy cores: a usual one takes 0.08 ms, a
+# hop to a thread 0.15 ms (5 ms at the 99th percentile). The worst of 4 KiB takes 2 to 8 ms, the worst of a megabyte one
+# to three seconds, in which nobody else would be answered.
+INLINE_BYTES = 4_096
 
 
 @dataclass
@@ -71,17 +75,26 @@ def _access(request: Request, role: Role) -> Access:
 
 
 async def _in_thread(request: Request, work: Callable[[], T]) -> T:
-    """Run blocking work (it waits for the disk) off the event loop."""
+    """Run blocking work (it waits for the disk, or for the views' lock) off the event loop."""
     return await asyncio.get_running_loop().run_in_executor(_parts(request).workers, work)
+
+
+async def _parsed(request: Request, raw: bytes, parse: Callable[[bytes], T]) -> T:
+    """What `parse` makes of a body; off the event loop where that may take long."""
+    return parse(raw) if len(raw) <= INLINE_BYTES else await _in_thread(request, lambda: parse(raw))
 
 
 async def _body(request: Request, kind: type[T]) -> T:
     """The request's JSON object as a `kind`. Raises Problem, NotJSON or BadInput."""
-    value = decode_json(await read_body(request))
-    if not isinstance(value, (dict, list)):
-        raise NotJSON(shown(value), "a JSON object")
-    refuse_overflow(value)
-    return convert(value, kind)
+
+    def parse(raw: bytes) -> T:
+        value = decode_json(raw)
+        if not isinstance(value, (dict, list)):
+            raise NotJSON(shown(value), "a JSON object")
+        refuse_overflow(value)
+        return convert(value, kind)
+
+    return await _parsed(request, await read_body(request), parse)
 
 
 def _answer(value: object, status: int = 200) -> Response:
@@ -109,14 +122,16 @@ async def put_campaign(request: Request, campaign_id: str) -> Response:
 async def list_campaigns(request: Request) -> Response:
     """All campaigns of the tenant."""
     access = _access(request, "reader")
-    return _answer({"campaigns": _parts(request).service.list_campaigns(access.tenant)})
+    service = _parts(request).service
+    return _answer({"campaigns": await _in_thread(request, lambda: service.list_campaigns(access.tenant))})
 
 
 @router.get("/v1/campaigns/{campaign_id}", openapi_extra=operation("reader", None, None, 200, 401, 403, 404))
 async def get_campaign(request: Request, campaign_id: str) -> Response:
     """One campaign."""
     access = _access(request, "reader")
-    return _answer(campaign_body(_parts(request).service.get_campaign(access.tenant, campaign_id)))
+    service = _parts(request).service
+    return _answer(campaign_body(await _in_thread(request, lambda: service.get_campaign(access.tenant, campaign_id))))
 
 
 @router.delete(
@@ -211,7 +226,8 @@ async def post_events(request: Request) -> Response:
     """Take one event or up to 1,000, plain or as CloudEvents. Each is accepted (durable) or rejected by itself."""
     access = _access(request, "ingest")
     # How deep each event is nested is that event's matter.
-    value = decode_json(await read_body(request, (JSON, CLOUDEVENT, CLOUDEVENTS)), deep=True)
+    raw = await read_body(request, (JSON, CLOUDEVENT, CLOUDEVENTS))
+    value = await _parsed(request, raw, lambda body: decode_json(body, deep=True))
     if not isinstance(value, (dict, list)):
         raise NotJSON(shown(value), "an event as a JSON object, or a list of events")
     raws = value if isinstance(value, list) else [value]
@@ -240,7 +256,7 @@ async def stats(request: Request) -> Response:
 async def policies(request: Request) -> Response:
     """Every policy version with its stage, its parent and the evidence for the stage."""
     _access(request, "reader")
-    return _answer({"policies": _parts(request).operator.policies()})
+    return _answer({"policies": await _in_thread(request, _parts(request).operator.policies)})
 
 
 @router.post("/v1/policies/{version}/promote", openapi_extra=operation("admin", None, None, 200, 401, 403, 404, 409))
@@ -261,7 +277,7 @@ async def rollback(request: Request, version: str) -> Response:
 async def pause(request: Request) -> Response:
     """No further learning until it is resumed, also after a restart."""
     _access(request, "admin")
-    _parts(request).operator.pause()
+    await _in_thread(request, _parts(request).operator.pause)
     return _answer({"paused": True})
 
 
@@ -269,7 +285,7 @@ async def pause(request: Request) -> Response:
 async def resume(request: Request) -> Response:
     """Learn on, also where the sentinel has halted learning."""
     _access(request, "admin")
-    _parts(request).operator.resume()
+    await _in_thread(request, _parts(request).operator.resume)
     return _answer({"paused": False})
 
 
@@ -294,7 +310,8 @@ async def readyz(request: Request) -> Response:
 async def metrics(request: Request) -> Response:
     """Prometheus text format."""
     _access(request, "reader")
-    return Response(generate_latest(_parts(request).metrics.registry), media_type=CONTENT_TYPE_LATEST)
+    registry = _parts(request).metrics.registry
+    return Response(await _in_thread(request, lambda: generate_latest(registry)), media_type=CONTENT_TYPE_LATEST)
 
 
 @router.get("/openapi.json", openapi_extra=operation("reader"))

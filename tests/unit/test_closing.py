@@ -19,7 +19,9 @@ from optimizer.stream.log import Append, TopicPartition
 from optimizer.stream.sqlite_log import SqliteLog
 from optimizer.stream.sqlite_reader import SqliteReader
 from optimizer.stream.views import campaign_table
+from serving.generator import Generator
 from simulators.loop import Loop
+from tests.learning_rig import accept, settle
 
 ALONE = LearnerConfig(train_policy=False)
 
@@ -70,6 +72,25 @@ def test_so_does_one_that_could_not_be_made(log: WatchedLog, tmp_path: Path, mon
     monkeypatch.setattr(PolicyStore, "publish", refuse)
     with pytest.raises(StoreError):
         Learner(log, PolicyStore(tmp_path / "policies"), None, ManualClock(0), ALONE)
+    assert log.open_readers == 0
+
+
+def test_a_generator_lets_go_of_the_log(
+    log: WatchedLog, tmp_path: Path, tiny_model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base, store = settle(tmp_path / "data", tiny_model_folder), PolicyStore(tmp_path / "policies")
+    generator = Generator(log, store, base, ManualClock(0), accept)
+    generator.step()
+    assert log.open_readers == 3  # campaigns, policies, candidates
+    generator.close()
+    assert log.open_readers == 0
+
+    def refuse(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("serving.generator.load_policy", refuse)
+    with pytest.raises(MemoryError):
+        Generator(log, store, base, ManualClock(0), accept)
     assert log.open_readers == 0
 
 
