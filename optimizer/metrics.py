@@ -45,6 +45,28 @@ LEARNER_HALTED: Final = Metric(
 LEARNER_HALTED_BY: Final = Metric(
     "adloop_learner_halted_by", "gauge", "0 or 1", ("reason",), "For which reason it has, 1 at that one"
 )
+LEARNER_UNUSED_OUTCOMES: Final = Metric(
+    "adloop_learner_unused_outcomes",
+    "gauge",
+    "revisions",
+    (),
+    "Since the learner started, revisions of outcomes that it could not learn from: the campaign is deleted, the text "
+    "no longer held, or the draw cannot have been",
+)
+LEARNER_STALE_REVISIONS: Final = Metric(
+    "adloop_learner_stale_revisions",
+    "gauge",
+    "revisions",
+    (),
+    "Revisions that changed nothing since the learner no longer held their decision",
+)
+LEARNER_EVICTED_DECISIONS: Final = Metric(
+    "adloop_learner_evicted_decisions",
+    "gauge",
+    "decisions",
+    (),
+    "Decisions that the learner no longer holds one by one, but in their text's totals as they last stood",
+)
 POLICY_KL: Final = Metric(
     "adloop_policy_kl", "gauge", "nats per text", (), "The live version's divergence from the reference"
 )

@@ -8,7 +8,7 @@ and kept by whoever passes the record on (the joiner carries the decision as the
 from __future__ import annotations
 
 import re
-from typing import Literal
+from typing import Final, Literal, get_args
 
 import msgspec
 from msgspec import Struct, field
@@ -37,6 +37,9 @@ Reason = Literal[
     "orphan",
     "late",
 ]
+HaltReason = Literal["kl", "kl_step", "entropy", "length", "duplicates", "rejected", "bait"]
+HALT_REASONS: Final[tuple[HaltReason, ...]] = get_args(HaltReason)
+"""What the sentinel halts learning for (maths/sentinel.py:ails, baits)."""
 
 
 class Attribution(Struct, frozen=True):

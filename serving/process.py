@@ -13,8 +13,9 @@ import numpy as np
 
 from optimizer import metrics
 from optimizer.clock import Clock
-from optimizer.control import REASONS, reason_of
+from optimizer.control import OTHER, read_halt
 from optimizer.stream.log import EventLog
+from optimizer.types import HALT_REASONS
 from serving.app import build_app
 from serving.board import LearnerState, LiveBoard
 from serving.guardrails import Gate
@@ -40,6 +41,9 @@ from serving.views import Views
 GAUGES_EVERY_S = 0.25
 VIEWS_IDLE_S = 0.05  # how soon new pools and versions are served
 OF_VERSION = {
+    metrics.LEARNER_UNUSED_OUTCOMES: "unused_outcomes",
+    metrics.LEARNER_STALE_REVISIONS: "stale_revisions",
+    metrics.LEARNER_EVICTED_DECISIONS: "evicted_decisions",
     metrics.CRITIC_CLICKS_EXPECTED: "clicks_expected",
     metrics.CRITIC_CLICKS_SEEN: "clicks_seen",
     metrics.CRITIC_BRIER: "brier",
@@ -189,9 +193,8 @@ class Process:
         return figures
 
     def _halted_by(self) -> dict[str, float]:
-        why = self.operator.halted()
-        reason = reason_of(why) if why else None
-        return {name: float(name == reason) for name in (*REASONS, "other")}
+        note = read_halt(self._settings.data)
+        return {name: float(note is not None and name == note.reason) for name in (*HALT_REASONS, OTHER)}
 
     def _of_version(self, name: str) -> float:
         """A figure that the live version's record tells; nan where it tells none."""
