@@ -14,6 +14,7 @@ import pytest
 
 from optimizer.errors import BadInput
 from optimizer.learning.sentinel import Halt
+from optimizer.maths.sentinel import Ailment
 from optimizer.stream.log import whole
 from optimizer.types import Scalar
 from simulators.adloop_agent import AdloopAgent
@@ -207,7 +208,7 @@ def test_a_halt_is_told_in_the_row_with_the_kl_of_the_version_that_is_live(
         play(player, world, 64, increment=64)
         good = agent.figures()
         assert (good.halted, player.halted) == ("", "")
-        halt = Halt("it looks ill", agent.clock.now_ms() + 1)
+        halt = Halt(Ailment("length", "it looks ill"), agent.clock.now_ms() + 1)
         monkeypatch.setattr(agent.learner.sentinel, "judge", lambda vitals, now_ms: halt)
         shown = play(player, world, 64, increment=64)
         assert agent.learner.trainer is not None
