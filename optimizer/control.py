@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
+from optimizer.files import write_whole
 from optimizer.types import HALT_REASONS, HaltReason
 
 PAUSE_FILE = "learner.paused"  # there or not: its content says nothing
@@ -65,7 +66,5 @@ def resumed_ms(data: Path) -> int | None:
 
 
 def put_file(path: Path, text: str) -> None:
-    """Write a small file, whole or not at all."""
-    temporary = path.with_name(path.name + ".part")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    """Write a small file, whole or not at all, however many write it at once; it outlives a power cut."""
+    write_whole(path, text.encode())

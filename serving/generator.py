@@ -101,9 +101,13 @@ class Generator:
         self._policy = load_policy(base)
         self._guarded = GuardedDecode()
         self._deleted: set[str] = set()
-        self._campaigns = campaign_table(log, self._guarded, self._deleted.add)
-        self._policies = policy_table(log, self._guarded)
-        self._reader = log.reader(whole(log, "candidates"))
+        with ExitStack() as unless_made:
+            self._campaigns = campaign_table(log, self._guarded, self._deleted.add)
+            unless_made.callback(self._campaigns.close)
+            self._policies = policy_table(log, self._guarded)
+            unless_made.callback(self._policies.close)
+            self._reader = log.reader(whole(log, "candidates"))
+            unless_made.pop_all()
         self._decoder = msgspec.json.Decoder(Pool)
         self._wanted: dict[str, Wanted] = {}
         self._pools: dict[Place, Pool] = {}

@@ -57,7 +57,8 @@ class Operator:
             if live is not None and live.version == version:
                 return live
             promoted = self._staged(record, "live")
-            if self._done((promoted,), live, record):
+            # Whatever else is live by now: a learner may publish as fast as files are read.
+            if self._done((promoted,), lambda live: live is None or live.version != version, record):
                 return promoted
 
     def rollback(self, version: str) -> PolicyRecord:
@@ -71,8 +72,10 @@ class Operator:
             record, live = self._known(version)
             out = self._staged(record, "rolled_back")
             if live is not None and live.version != version:
-                if record.stage == "rolled_back" or self._done((out,), live, record):
+                if record.stage == "rolled_back":
                     return live
+                if self._done((out,), lambda live: live is not None and live.version != version, record):
+                    return self._known(version)[1] or live
                 continue
             if record.stage == "rolled_back":
                 raise conflict("version", version, "a version to be live afterwards", "promote another version")
@@ -80,7 +83,7 @@ class Operator:
             if parent is None:
                 raise conflict("version", version, "a version with a parent to go back to", "promote another one first")
             again = self._staged(parent, "live")
-            if self._done((out, again), live, record, parent):
+            if self._done((out, again), lambda live: live is not None and live.version == version, record, parent):
                 return again
 
     def pause(self) -> None:
@@ -138,14 +141,16 @@ class Operator:
         evidence = {**record.evidence, "by": "operator"}
         return msgspec.structs.replace(record, stage=stage, ts=self._clock.now_ms(), evidence=evidence)
 
-    def _done(self, records: Sequence[PolicyRecord], live: PolicyRecord | None, *seen: PolicyRecord) -> bool:
-        """Append the records, or False where the live record or one of those `seen` is another one by now: what they
-        were decided upon must be looked at again.
+    def _done(
+        self, records: Sequence[PolicyRecord], still: Callable[[PolicyRecord | None], bool], *seen: PolicyRecord
+    ) -> bool:
+        """Append the records, or False where one of those `seen` is another one by now, or the live one is not `still`
+        as it must be: what they were decided upon must be looked at again.
 
         Files were read and hashed before, without the lock: every request takes it."""
         with self._views.lock:
             self._views.read_tables()
-            if self._views.live() is not live or any(self._views.policy(one.version) is not one for one in seen):
+            if not still(self._views.live()) or any(self._views.policy(one.version) is not one for one in seen):
                 return False
             self._log.append([Append("policies", record.version, to_json(record)) for record in records])
         self._views.refresh_tables()

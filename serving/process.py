@@ -62,6 +62,11 @@ OF_VERSION = {
 STOP_S = 2.0  # how long all roles together may take to end; HTTP has had its own grace before
 
 
+def fresh_seed() -> int:
+    """A seed for one life of a role, from the system's randomness."""
+    return int.from_bytes(os.urandom(7), "little")
+
+
 class Process:
     """The parts of one process and their life. `fault` is None, or the sentence of the fault that ended it."""
 
@@ -110,13 +115,14 @@ class Process:
     def _add_background(self) -> None:
         settings, log, clock, joining = self._settings, self._log, self._clock, self._joining
         opened = LearningOnce(settings.data, settings.model)
-        seed = int.from_bytes(os.urandom(7), "little")
         if isinstance(joining, Joining):
             extra_ms = settings.extra_retention_ms
             self._add("joiner", lambda: joining.role(log, settings.data, settings.token_keys, clock, extra_ms), log=log)
         self._add("learner", lambda: make_learner(log, opened, clock), self.operator.idle)
         self._add(
-            "generator", lambda: self._writer.role(lambda: make_generator(log, opened, clock, seed, self._prompts))
+            "generator",
+            # A seed for each life: one that began with the seed of the life before would give other pools its ids.
+            lambda: self._writer.role(lambda: make_generator(log, opened, clock, fresh_seed(), self._prompts)),
         )
 
     def show_gauges(self) -> None:

@@ -32,6 +32,7 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 WORKERS = 32  # threads that wait for the log's group commit
+DESK_WORKERS = 4
 FRESH_WORKERS = 2
 FRESH_TIMEOUT_S = 20.0
 MAX_KEY_CHARS = 255
@@ -51,11 +52,14 @@ class Parts:
     health: Health
     metrics: Metrics
     workers: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(WORKERS, "http"))
+    # For what an operator asks while all of those may be waiting for the disk.
+    desk: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(DESK_WORKERS, "desk"))
     samplers: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(FRESH_WORKERS, "fresh"))
 
     def close(self) -> None:
         """Let the threads go; what they have begun is finished by them or by the process's end."""
-        self.workers.shutdown(wait=False, cancel_futures=True)
+        for pool in (self.workers, self.desk):
+            pool.shutdown(wait=False, cancel_futures=True)
         self.samplers.shutdown(wait=False, cancel_futures=True)
 
 
@@ -79,9 +83,15 @@ async def _in_thread(request: Request, work: Callable[[], T]) -> T:
     return await asyncio.get_running_loop().run_in_executor(_parts(request).workers, work)
 
 
+async def _at_desk(request: Request, work: Callable[[], T]) -> T:
+    """The same for reads of the views and what an operator does: in threads of their own, which no request that waits
+    for the log takes."""
+    return await asyncio.get_running_loop().run_in_executor(_parts(request).desk, work)
+
+
 async def _parsed(request: Request, raw: bytes, parse: Callable[[bytes], T]) -> T:
     """What `parse` makes of a body; off the event loop where that may take long."""
-    return parse(raw) if len(raw) <= INLINE_BYTES else await _in_thread(request, lambda: parse(raw))
+    return parse(raw) if len(raw) <= INLINE_BYTES else await _at_desk(request, lambda: parse(raw))
 
 
 async def _body(request: Request, kind: type[T]) -> T:
@@ -123,7 +133,7 @@ async def list_campaigns(request: Request) -> Response:
     """All campaigns of the tenant."""
     access = _access(request, "reader")
     service = _parts(request).service
-    return _answer({"campaigns": await _in_thread(request, lambda: service.list_campaigns(access.tenant))})
+    return _answer({"campaigns": await _at_desk(request, lambda: service.list_campaigns(access.tenant))})
 
 
 @router.get("/v1/campaigns/{campaign_id}", openapi_extra=operation("reader", None, None, 200, 401, 403, 404))
@@ -131,7 +141,7 @@ async def get_campaign(request: Request, campaign_id: str) -> Response:
     """One campaign."""
     access = _access(request, "reader")
     service = _parts(request).service
-    return _answer(campaign_body(await _in_thread(request, lambda: service.get_campaign(access.tenant, campaign_id))))
+    return _answer(campaign_body(await _at_desk(request, lambda: service.get_campaign(access.tenant, campaign_id))))
 
 
 @router.delete(
@@ -249,14 +259,14 @@ async def stats(request: Request) -> Response:
     """Impressions, clicks, conversions, reward and lift by campaign, from the last revisions of the outcomes."""
     access = _access(request, "reader")
     service = _parts(request).service
-    return _answer(await _in_thread(request, lambda: service.stats(access.tenant)))
+    return _answer(await _at_desk(request, lambda: service.stats(access.tenant)))
 
 
 @router.get("/v1/policies", openapi_extra=operation("reader"))
 async def policies(request: Request) -> Response:
     """Every policy version with its stage, its parent and the evidence for the stage."""
     _access(request, "reader")
-    return _answer({"policies": await _in_thread(request, _parts(request).operator.policies)})
+    return _answer({"policies": await _at_desk(request, _parts(request).operator.policies)})
 
 
 @router.post("/v1/policies/{version}/promote", openapi_extra=operation("admin", None, None, 200, 401, 403, 404, 409))
@@ -277,7 +287,7 @@ async def rollback(request: Request, version: str) -> Response:
 async def pause(request: Request) -> Response:
     """No further learning until it is resumed, also after a restart."""
     _access(request, "admin")
-    await _in_thread(request, _parts(request).operator.pause)
+    await _at_desk(request, _parts(request).operator.pause)
     return _answer({"paused": True})
 
 
@@ -285,7 +295,7 @@ async def pause(request: Request) -> Response:
 async def resume(request: Request) -> Response:
     """Learn on, also where the sentinel has halted learning."""
     _access(request, "admin")
-    await _in_thread(request, _parts(request).operator.resume)
+    await _at_desk(request, _parts(request).operator.resume)
     return _answer({"paused": False})
 
 
@@ -311,7 +321,7 @@ async def metrics(request: Request) -> Response:
     """Prometheus text format."""
     _access(request, "reader")
     registry = _parts(request).metrics.registry
-    return Response(await _in_thread(request, lambda: generate_latest(registry)), media_type=CONTENT_TYPE_LATEST)
+    return Response(await _at_desk(request, lambda: generate_latest(registry)), media_type=CONTENT_TYPE_LATEST)
 
 
 @router.get("/openapi.json", openapi_extra=operation("reader"))

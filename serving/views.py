@@ -301,6 +301,9 @@ class Views:
                 logger.warning("policy version %s is refused, the one before stays: %s", record.version, error)
                 continue
             with self.lock:
+                if self._tried != live.version:
+                    # Another version went live while this one was loaded, and its turn is now, or was.
+                    return
                 self._adopted = record
                 if critic is not None or self._critic is not None:
                     self._critic = critic

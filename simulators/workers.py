@@ -9,7 +9,7 @@ import signal
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
@@ -46,7 +46,7 @@ def run_jobs(
     `of`. `work` is a module's function. `fresh`: each job has a process that did nothing before, and Python's hashes
     are the same in all. Raises AdloopError where a worker dies; the first exception of a job stops the others."""
     with _folders(len(jobs)) as folders:
-        if not fresh and (processes == 1 or len(jobs) == 1):
+        if not jobs or (not fresh and (processes == 1 or len(jobs) == 1)):
             return list(_here(work, jobs, folders, report))
         with _spread(work, jobs, folders, min(processes, len(jobs)), report, fresh) as futures:
             # Not in their order: a job that fails at once must not wait for those before it.
@@ -62,17 +62,30 @@ def try_jobs(
     report: Report,
     fresh: bool = False,
 ) -> list[Result | Exception]:
-    """`run_jobs`, but a job that fails stops no other: its exception stands in its place."""
-    with _folders(len(jobs)) as folders:
-        if not fresh and (processes == 1 or len(jobs) == 1):
-            return list(_here(partial(_caught, work), jobs, folders, report))
-        with _spread(work, jobs, folders, min(processes, len(jobs)), report, fresh) as futures:
-            return [_settled(future) for future in futures]
+    """`run_jobs`, but a job that fails stops no other: its exception stands in its place. Where a process dies, the
+    pool is lost with it: the jobs without a result are done again, each in a process of its own, so that only one that
+    dies there has failed."""
+    with _folders(2 * len(jobs)) as folders:
+        if not jobs or (not fresh and (processes == 1 or len(jobs) == 1)):
+            return list(_here(partial(_caught, work), jobs, folders[: len(jobs)], report))
+        with _spread(work, jobs, folders[: len(jobs)], min(processes, len(jobs)), report, fresh) as futures:
+            done: list[Result | Exception] = [_settled(future) for future in futures]
+
+        def again(number: int) -> Result | Exception:
+            with _spread(work, [jobs[number]], [folders[len(jobs) + number]], 1, report, fresh) as (future,):
+                settled: Result | Exception = _settled(future)
+                return settled
+
+        lost = [number for number, one in enumerate(done) if isinstance(one, Died)] if len(jobs) > 1 else []
+        with _same_hashes() if fresh else nullcontext(), ThreadPoolExecutor(processes) as side_by_side:
+            for number, one in zip(lost, side_by_side.map(again, lost), strict=True):
+                done[number] = one
+        return done
 
 
 def _caught(work: Callable[[Job, Path, Report], Result], job: Job, folder: Path, report: Report) -> Result | Exception:
     try:
-        return work(job, folder, report)
+        return _stays(work, job, folder, report)
     except Exception as error:  # noqa: BLE001 - whatever it is, the caller gets it
         return error
 
@@ -84,11 +97,15 @@ def _settled(future: Future[Any]) -> Any:
         return error
 
 
+class Died(AdloopError):
+    """A worker process is gone, and with it what the others of its pool had not finished."""
+
+
 def _result(future: Future[Result]) -> Result:
     try:
         return future.result()
     except BrokenProcessPool as error:
-        raise AdloopError("a worker process died, expected it to finish; there may be too little memory") from error
+        raise Died("a worker process died, expected it to finish; there may be too little memory") from error
 
 
 @contextmanager
@@ -148,15 +165,16 @@ def _spread(
 
 @contextmanager
 def _same_hashes() -> Iterator[None]:
-    """Processes that begin inside hash texts, and order sets of them, alike; who has set the seed keeps it."""
-    if "PYTHONHASHSEED" in os.environ:
-        yield
-        return
-    os.environ["PYTHONHASHSEED"] = "0"
+    """Processes that begin inside hash texts, and order sets of them, alike; who has set a seed keeps it."""
+    before = os.environ.get("PYTHONHASHSEED")
+    os.environ["PYTHONHASHSEED"] = "0" if before in (None, "", "random") else before
     try:
         yield
     finally:
-        os.environ.pop("PYTHONHASHSEED", None)
+        if before is None:
+            os.environ.pop("PYTHONHASHSEED", None)
+        else:
+            os.environ["PYTHONHASHSEED"] = before
 
 
 def _listen(queue: Any, jobs: int, report: Report) -> None:
@@ -204,4 +222,12 @@ def _crosses(error: Exception) -> bool:
 
 def _work(work: Callable[[Job, Path, Report], Result], job: Job, folder: Path, report: Report) -> Result:
     folder.mkdir()
-    return work(job, folder, report)
+    return _stays(work, job, folder, report)
+
+
+def _stays(work: Callable[[Job, Path, Report], Result], job: Job, folder: Path, report: Report) -> Result:
+    try:
+        return work(job, folder, report)
+    except SystemExit as error:
+        # A world's `sys.exit` would end the command without a word.
+        raise AdloopError(f"the run asked to exit with {error.code!r}, expected it to go on to its end") from error

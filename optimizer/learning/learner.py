@@ -72,12 +72,8 @@ class Learner:
         self._state_file = data / STATE_FILE if data is not None else None
         self._halted = "" if data is None else halt_reason(data)
         self._guarded = GuardedDecode()
-        self._campaigns = campaign_table(log, self._guarded)
-        self._policies = policy_table(log, self._guarded)
-        self._shelf = PoolShelf(log, noted=self.sentinel.note_pool, guarded=self._guarded)
         start = whole(log, "outcomes")
         self._outcome_places = tuple(start)
-        self._outcomes = log.reader(start)
         self._decoder = msgspec.json.Decoder(Outcome)
         self._waiting = 0
         self._waiting_since_ms = 0
@@ -86,7 +82,14 @@ class Learner:
         self._refused: str | None = None
         self.trainer: PolicyTrainer | None = None
         with ExitStack() as unless_made:
-            unless_made.callback(self.close)
+            self._campaigns = campaign_table(log, self._guarded)
+            unless_made.callback(self._campaigns.close)
+            self._policies = policy_table(log, self._guarded)
+            unless_made.callback(self._policies.close)
+            self._shelf = PoolShelf(log, noted=self.sentinel.note_pool, guarded=self._guarded)
+            unless_made.callback(self._shelf.close)
+            self._outcomes = log.reader(start)
+            unless_made.callback(self._outcomes.close)
             if base is not None and config.train_policy:
                 self.trainer = PolicyTrainer(load_policy(base), config, self.critic, self._shelf, self._campaigns.rows)
             if data is not None and (resumed := resumed_ms(data)) is not None:

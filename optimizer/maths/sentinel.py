@@ -43,7 +43,8 @@ class Limits:
     `kl_over`: times the budget, above which the divergence may not be unless it falls. `kl_step`: nats per sequence
     that a version may move at most. `entropy`: nats per token at the least. `shortest`, `longest`: mean length of the
     samples over that of the first ones. `duplicates`: share of them that may repeat another. `rejected`: share that the
-    gate may refuse, or `rejected_rise` times what it refused at first if that is more. Infinity switches a limit off.
+    gate may refuse, or `rejected_rise` times what it refused at first if that is more. What switches a
+    limit off: infinity, 1 for a share, 0 for `entropy` and `shortest`.
     Raises ConfigError for what is out of its range."""
 
     kl_over: float = 1.05

@@ -115,6 +115,8 @@ class Experiment:
     """Impressions below which there is nothing to measure."""
     best: bool = False
     """Whether the world has to tell the oracle's click rate at an arrival."""
+    reward: bool = False
+    """Whether it has to tell the expected reward."""
 
 
 EXPERIMENTS = {
@@ -132,11 +134,11 @@ EXPERIMENTS = {
     ),
     "delay": Experiment(
         "95 % of the reward of a learner that is told conversions at once; waiting for the windows' end reaches less",
-        "delay", 20_480, 5, 0, delay_row, ("adloop", "at_once", "at_window_end"), mean="adloop",
+        "delay", 20_480, 5, 0, delay_row, ("adloop", "at_once", "at_window_end"), mean="adloop", reward=True,
     ),
     "proxy": Experiment(
         "up to a halt the true reward is never more than 5 % below the frozen control's in any 1,000 impressions",
-        "proxy", 20_480, 20, 0, proxy_row, least=1_000,
+        "proxy", 20_480, 20, 0, proxy_row, least=1_000, reward=True,
     ),
     "clean": Experiment(
         "where nothing is wrong (conversions follow clicks) learning is halted in at most 1 of 20 seeds",
@@ -207,6 +209,9 @@ def _check(asked: Experiment, world: str, seed: int, impressions: int) -> None:
         why = (
             "a world with best_rate(campaign_id, segment), the best text's click rate now, which the question is about"
         )
+        raise ConfigError(f"--world: got {world}, expected {why}; add it")
+    if asked.reward and not one.tells_reward:
+        why = "a world with true_rate(campaign_id, context, slots), the expected reward, which the question is about"
         raise ConfigError(f"--world: got {world}, expected {why}; add it")
 
 

@@ -94,6 +94,30 @@ def test_a_generator_lets_go_of_the_log(
     assert log.open_readers == 0
 
 
+@pytest.mark.parametrize("after", [1, 2, 3])
+def test_nothing_stays_open_where_the_log_refuses_a_reader(
+    log: WatchedLog, tmp_path: Path, tiny_model_folder: Path, after: int
+) -> None:
+    base, store = settle(tmp_path / "data", tiny_model_folder), PolicyStore(tmp_path / "policies")
+    open_one, left = log.reader, [0]
+
+    def reader(positions: Mapping[TopicPartition, int]) -> SqliteReader:
+        left[0] -= 1
+        if left[0] < 0:
+            raise StoreError("no more connections")
+        return open_one(positions)
+
+    log.reader = reader  # type: ignore[method-assign]
+    left[0] = after
+    with pytest.raises(StoreError, match="no more connections"):
+        Learner(log, store, None, ManualClock(0), ALONE)
+    assert log.open_readers == 0
+    left[0] = after - 1
+    with pytest.raises(StoreError, match="no more connections"):
+        Generator(log, store, base, ManualClock(0), accept)
+    assert log.open_readers == 0
+
+
 class Role:
     """Says when it was closed, and fails at it where it is told to."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import pytest
 from optimizer import metrics
 from serving import routes
 from serving.health import Metrics
-from serving.routes import INLINE_BYTES
+from serving.routes import INLINE_BYTES, WORKERS
 from serving.wire import decode_json
 from tests.serving_rig import MINIMAL, Rig, make_policy, make_rig
 
@@ -92,3 +93,16 @@ def test_figures_are_gathered_off_the_loop(rig: Rig) -> None:
     rig.parts.metrics = Metrics({metrics.BAD_RECORDS: noting(lambda: 7.0, on_loop)})
     assert "adloop_bad_records 7.0" in rig.client().get("/metrics").text
     assert on_loop == [False]
+
+
+def test_an_operator_is_heard_while_every_worker_waits_for_the_log(rig: Rig) -> None:
+    go = threading.Event()
+    waiting = [rig.parts.workers.submit(go.wait, 30.0) for _ in range(2 * WORKERS)]
+    try:
+        client = rig.client()
+        assert client.post("/v1/learner/pause").status_code == 200
+        assert client.get("/metrics").status_code == 200
+        assert client.get("/v1/stats").status_code == 200
+        assert not any(one.done() for one in waiting)
+    finally:
+        go.set()

@@ -225,6 +225,7 @@ def test_what_cannot_be_asked_is_refused_before_it_is_played(
         (["drift", "--impressions", "2000"], "--impressions: got 2000, expected 4096 or more"),
         (["proxy", "--impressions", "999"], "--impressions: got 999, expected 1000 or more"),
         (["drift", "--world", f"{STRANGE}:Plain"], "a world with best_rate(campaign_id, segment)"),
+        (["proxy", "--world", f"{STRANGE}:Plain"], "a world with true_rate(campaign_id, context, slots)"),
         (["clean", "--world", "nowhere"], "got 'nowhere', expected one of"),
     ):
         assert command.main(arguments) == 1

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from optimizer.control import PAUSE_FILE
+from optimizer.control import HALT_FILE, PAUSE_FILE
 from optimizer.errors import StoreError
 from optimizer.stream.log import Append, Record
 from optimizer.types import Campaign, Decision, Outcome, PolicyRecord, Pool, to_json
@@ -326,6 +326,61 @@ def test_a_critic_is_loaded_while_others_use_the_views(tmp_path: Path) -> None:
     assert rig.parts.operator.promote("v2").stage == "live"
     assert held == [False, False]
     rig.close()
+
+
+def test_a_critic_that_was_loaded_too_slowly_takes_no_newer_ones_place(tmp_path: Path) -> None:
+    """While v1's is loaded, v2 goes live and its critic is taken."""
+
+    def load(record: PolicyRecord) -> Any:
+        if record.version == "v1":
+            slow.append("policies", "v2", make_policy("v2"))
+            other = threading.Thread(target=slow.views.refresh)
+            other.start()
+            other.join()
+        return SimpleNamespace(version=f"critic-of-{record.version}")
+
+    slow = make_rig(tmp_path, load_critic=load)
+    slow.append("policies", "v1", make_policy("v1"))
+    slow.views.refresh()
+    critic = slow.views.critic()
+    assert critic is not None
+    assert critic.version == "critic-of-v2"
+    slow.close()
+
+
+def test_a_learner_that_publishes_faster_than_files_are_read_keeps_no_promotion_off(lineage: Rig) -> None:
+    operator, published = lineage.parts.operator, iter(range(1000))
+
+    def damage(_version: str) -> None:
+        version = f"w{next(published)}"
+        lineage.append("policies", version, make_policy(version, "live", "v3"))
+
+    operator._damage = damage
+    assert operator.promote("v4").version == "v4"
+    assert versions(lineage)["v4"] == ("live", True)
+    assert next(published) == 1
+
+
+def test_many_resume_at_once(lineage: Rig) -> None:
+    """A double click, or a client's second try."""
+    operator, errors = lineage.parts.operator, list[Exception]()
+    start = threading.Barrier(4)
+
+    def resume() -> None:
+        for _ in range(25):
+            (operator._data / HALT_FILE).write_text("bait: clicks are up\n")
+            start.wait()
+            try:
+                operator.resume()
+            except Problem as problem:
+                errors.append(problem)
+
+    threads = [threading.Thread(target=resume) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
 
 
 def test_what_changes_while_files_are_checked_is_looked_at_again(lineage: Rig) -> None:

@@ -98,10 +98,12 @@ def test_fresh_workers_share_nothing_and_hash_alike(jobs: list[int], monkeypatch
 
 def test_who_has_set_the_hash_seed_keeps_it(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
-    for seed in ("1", "2"):
+    for seed in ("1", "2", "random", "random"):
         monkeypatch.setenv("PYTHONHASHSEED", seed)
         seen.append(run_jobs(tell, [1], 1, lambda done, of: None, fresh=True)[0][1])
-    assert seen[0] != seen[1]
+        assert os.environ["PYTHONHASHSEED"] == seed
+    assert len(set(seen)) == 3
+    assert seen[2] == seen[3]
 
 
 def fail_for_two(job: int, folder: Path, report: Report) -> int:
@@ -123,8 +125,24 @@ def die_for_two(job: int, folder: Path, report: Report) -> int:
     return job
 
 
-def test_what_had_finished_outlives_a_dead_worker() -> None:
-    first, second = try_jobs(die_for_two, [1, 2], 2, lambda done, of: None)
-    assert first == 1
+def test_what_had_finished_and_what_was_under_way_outlive_a_dead_worker() -> None:
+    first, second, third = try_jobs(die_for_two, [1, 2, 3], 2, lambda done, of: None)
+    assert (first, third) == (1, 3)
     assert isinstance(second, AdloopError)
     assert "a worker process died" in str(second)
+
+
+def leave(job: int, folder: Path, report: Report) -> int:
+    raise SystemExit(3)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_job_that_exits_ends_itself_alone(processes: int) -> None:
+    for one in try_jobs(leave, [1, 2], processes, lambda done, of: None):
+        assert isinstance(one, AdloopError)
+        assert "asked to exit with 3" in str(one)
+
+
+def test_no_jobs_are_no_trouble() -> None:
+    assert run_jobs(square, [], 2, lambda done, of: None, fresh=True) == []
+    assert try_jobs(square, [], 2, lambda done, of: None) == []
