@@ -1,4 +1,4 @@
-"""The records that cross process borders, as msgspec structs (shapes: contracts sections 1, 3 and 4).
+"""The records that cross process borders, as msgspec structs (shapes: docs/api.md).
 
 Times are UTC epoch milliseconds (`ts`), durations end in `_ms`, ids are at most 64 of `A-Za-z0-9._:-`.
 A field that is None says so in the docstring. Log records carry `schema` = 1; unknown fields in them are ignored here
@@ -43,7 +43,7 @@ HALT_REASONS: Final[tuple[HaltReason, ...]] = get_args(HaltReason)
 
 
 class Attribution(Struct, frozen=True):
-    """How events are credited to a decision (contracts section 4). Windows in milliseconds."""
+    """How events are credited to a decision (docs/api.md, Attribution). Windows in milliseconds."""
 
     click_window_ms: int = 1_800_000
     conversion_window_ms: int = 604_800_000

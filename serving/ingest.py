@@ -1,4 +1,4 @@
-"""Posted events: what can be told at the edge, in the order of contracts section 4, and the record that is appended."""
+"""Posted events: what can be told at the edge, in the order of docs/api.md, and the record that is appended."""
 
 from __future__ import annotations
 

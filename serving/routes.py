@@ -1,4 +1,4 @@
-"""The routes of contracts section 1: read the request strictly, call the service, encode. No logic of their own."""
+"""The routes of docs/api.md, Requests: read the request strictly, call the service, encode. No logic of their own."""
 
 from __future__ import annotations
 

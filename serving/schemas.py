@@ -1,4 +1,4 @@
-"""The bodies of requests and answers (contracts section 1), as msgspec structs. Unknown fields are refused."""
+"""The bodies of requests and answers (docs/api.md, Requests), as msgspec structs. Unknown fields are refused."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class RewardIn(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class AttributionIn(Struct, frozen=True, forbid_unknown_fields=True):
-    """How events are credited to a decision (contracts section 4)."""
+    """How events are credited to a decision (docs/api.md, Attribution)."""
 
     click_window_ms: Annotated[int, Meta(ge=1, le=MOST_WINDOW_MS)] = 1_800_000
     conversion_window_ms: Window = 604_800_000

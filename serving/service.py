@@ -47,7 +47,7 @@ class AdService:
       rng: source of ids and draws; the same seed and calls give the same decisions.
       keys: sign the tokens of decisions and verify those of events.
       epsilon: the selector's share of uniform exploration.
-      retention_ms: kept beyond the attribution windows (contracts section 4).
+      retention_ms: kept beyond the attribution windows (docs/api.md, Attribution).
       prompt_limit: asked at `put_campaign`; None lets every prompt pass.
       fresh: samples a pool for `fresh: true`; without it such requests get controls.
     """

@@ -21,7 +21,7 @@ from serving.expected import locate, misnamed
 T = TypeVar("T")
 MAX_GOT_CHARS = 80
 MAX_INTEGER_DIGITS = 300  # more would overflow a double
-MAX_DEPTH = 64  # the contract's deepest body has five; what reads a value recursively must not meet Python's limit
+MAX_DEPTH = 64  # the deepest body there is has five; what reads a value recursively must not meet Python's limit
 _ESCAPED_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 _AT = re.compile(r" - at (`key` in )?`([^`]*)`\Z")  # the last one: what came before it may be a client's own text
 _UNKNOWN = re.compile(r"Object contains unknown field `(.*)`", re.DOTALL)

@@ -211,7 +211,7 @@ def write_pools_job(job: PoolJob, folder: Path, report: Report) -> Texts:
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
-    """The comparison's figures (contracts section 5)."""
+    """The comparison's figures (docs/api.md, Commands)."""
     from simulators.guest import guest
 
     names, skipped = _able(options.only)

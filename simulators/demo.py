@@ -182,7 +182,7 @@ def _how_it_went(
 
 
 def as_json(result: DemoResult, report: Path | None) -> str:
-    """The object of contracts section 5, on one line."""
+    """The object of docs/api.md, Commands, on one line."""
     return json.dumps(
         {
             "seed": result.seed,

@@ -1,5 +1,5 @@
 """A world as a comparison plays it: what it says is checked for every policy alike and made plain Python, and what it
-does wrong is told in a sentence with its name. Worlds are written by others (contracts section 6)."""
+does wrong is told in a sentence with its name. Worlds are written by others (docs/worlds.md)."""
 
 from __future__ import annotations
 

@@ -105,7 +105,7 @@ def play_shard(shard: Shard, folder: Path, report: Report) -> Played:
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
-    """The replay's figures (contracts section 5, and more). `groups` and `arms` are what was played, `file_groups` and
+    """The replay's figures (docs/api.md and more). `groups` and `arms` are what was played, `file_groups` and
     `file_arms` all that the file has for a play. Raises BadInput for a file that can't be used."""
     begun = time.perf_counter()
     grouped = text_groups(read_arms(options.data), options.keep_broken_weeks)

@@ -93,7 +93,7 @@ class DemoResult:
 
 @dataclass(frozen=True)
 class CompareRow:
-    """One policy's run under one seed: the row of `python -m simulators compare` (contracts section 5).
+    """One policy's run under one seed: the row of `python -m simulators compare` (docs/api.md, Commands).
 
     `kl` is 0 for a policy that writes no texts of its own. `oracle_ctr` is None where the world fails to tell it, for
     which `oracle_why` is the reason; `share_of_oracle` is mean over oracle click rate, None where that is 0 or not

@@ -1,4 +1,4 @@
-"""Attribution: which events count for a decision, and what they are worth (contracts section 4, "What counts").
+"""Attribution: which events count for a decision, and what they are worth (docs/api.md, Attribution).
 
 Pure: an outcome is a function of one decision and the set of its events, whatever order they came in. The joiner's
 state machine (optimizer/stream) decides what is let in and when an outcome closes; the windows are worked out here.

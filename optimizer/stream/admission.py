@@ -1,4 +1,5 @@
-"""What is let in: the checks of contracts section 4 on one record, in their order; the first that fails is the reason.
+"""What is let in: the checks of docs/api.md, Attribution, on one record in their order; the first that fails is
+the reason.
 
 Three steps, because a joiner knows more as it goes: `read_decision` and `read_event` look at a record alone,
 `check_against` at an event once its decision is known. What only the state can tell (late, orphan, conflict, a copy)

@@ -1,4 +1,4 @@
-"""The Kafka log: the topics of contracts section 3 on a Kafka cluster, behind the same interface as the embedded log.
+"""The Kafka log: the topics of docs/api.md, The log on a Kafka cluster, behind the same interface as the embedded log.
 
 What `append` writes is acknowledged by all replicas in sync, by an idempotent producer: nothing is doubled or put out
 of order by a retry. It takes no transaction, as that costs 20 ms a call (docs/decisions.md): a refused record means

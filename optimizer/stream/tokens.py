@@ -1,4 +1,4 @@
-"""Signed tokens: what ties an event to the decision that was really made (contracts section 2).
+"""Signed tokens: what ties an event to the decision that was really made (docs/api.md, Tokens).
 
 A compact JWS (RFC 7515) with HS256 and a `kid`. Verification is strict: exactly this algorithm, no `crit`, canonical
 base64url without padding, all six claims there and of the right kind. Extra claims and header fields are ignored.

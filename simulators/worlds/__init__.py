@@ -1,4 +1,4 @@
-"""Simulated markets (contracts section 6). A world knows nothing of the optimizer."""
+"""Simulated markets (docs/worlds.md). A world knows nothing of the optimizer."""
 
 from __future__ import annotations
 
