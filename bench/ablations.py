@@ -20,6 +20,7 @@ from unittest import mock
 
 import numpy as np
 
+from optimizer.arguments import natural, positive
 from optimizer.learning import features
 from optimizer.learning.features import Family, FeatureSet, TextParts, text_features
 from simulators.compare import make_tiny_model, play
@@ -137,13 +138,13 @@ def main(argv: list[str]) -> int:
     """The table, a row an ablation: means over the seeds, and each seed's mean rate."""
     parser = argparse.ArgumentParser(description="What each part of learning is worth.")
     parser.add_argument("--world", default="phrases", help="default: phrases")
-    parser.add_argument("--impressions", type=int, default=6_144, help="a run (default: 6144)")
-    parser.add_argument("--first-seed", type=int, default=201, help="default: 201, which nothing was chosen on")
-    parser.add_argument("--seeds", type=int, default=3, help="default: 3")
+    parser.add_argument("--impressions", type=positive, default=6_144, help="a run (default: 6144)")
+    parser.add_argument("--first-seed", type=natural, default=201, help="default: 201, which nothing was chosen on")
+    parser.add_argument("--seeds", type=positive, default=3, help="default: 3")
     parser.add_argument(
         "--only", metavar="PART,..", help="rows whose names hold one of these, beside the loop as it is"
     )
-    parser.add_argument("--processes", type=int, default=max(1, os.cpu_count() or 1), help="default: one a core")
+    parser.add_argument("--processes", type=positive, default=max(1, os.cpu_count() or 1), help="default: one a core")
     options = parser.parse_args(argv)
     seeds = range(options.first_seed, options.first_seed + options.seeds)
     parts = options.only.split(",") if options.only else [""]

@@ -18,9 +18,10 @@ from typing import Any
 import numpy as np
 from scipy.special import expit, logit
 
+from optimizer.arguments import natural, positive
 from optimizer.learning.sentinel import Sentinel, SentinelConfig
 from optimizer.types import Attribution, Components, Decision, Outcome, RewardWeights
-from simulators.command import answer, execute, positive
+from simulators.command import answer, execute
 
 EVERY = 64
 INTERVAL_MS = 30_000
@@ -143,7 +144,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m bench.bait", description=__doc__)
     parser.add_argument("--seeds", type=positive, default=20, metavar="K", help="default: %(default)s")
-    parser.add_argument("--first-seed", type=int, default=1, metavar="S", help="default: %(default)s")
+    parser.add_argument("--first-seed", type=natural, default=1, metavar="S", help="default: %(default)s")
     parser.add_argument("--impressions", type=positive, default=12_000, metavar="N", help="default: %(default)s")
     parser.add_argument("--only", metavar="NAME", help="the kinds of traffic whose name begins so")
     parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")

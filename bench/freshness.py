@@ -25,6 +25,7 @@ from typing import NamedTuple
 import msgspec
 import numpy as np
 
+from optimizer.arguments import natural, number
 from optimizer.clock import SystemClock
 from optimizer.errors import AdloopError
 from optimizer.stream.log import EventLog, Record, whole
@@ -163,9 +164,16 @@ def main() -> int:
     """Measure once and print; returns the exit status."""
     parser = argparse.ArgumentParser(description="From an event to the first decision that has learnt from it.")
     parser.add_argument("--log", metavar="URL", help="a new log: four processes over it (default: one, embedded log)")
-    parser.add_argument("--rate", type=float, default=20.0, help="impressions a second (default %(default)s)")
-    parser.add_argument("--seconds", type=float, default=60.0, help="of events that are judged (default %(default)s)")
-    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument(
+        "--rate", type=number(0.1, 100_000.0, "a rate"), default=20.0, help="impressions a second (default %(default)s)"
+    )
+    parser.add_argument(
+        "--seconds",
+        type=number(1.0, what="seconds"),
+        default=60.0,
+        help="of events that are judged (default %(default)s)",
+    )
+    parser.add_argument("--seed", type=natural, default=1)
     parser.add_argument("--json", action="store_true", help="one JSON object as the last line")
     args = parser.parse_args()
     try:

@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 from statistics import quantiles
 
+from optimizer.arguments import positive
 from simulators.ad_client import AdClient, Json
 from simulators.server import running
 
@@ -64,8 +65,8 @@ async def measure(requests: int, connections: int, data: Path) -> None:
 def main() -> None:
     """Parse, measure, print."""
     parser = argparse.ArgumentParser(description="Requests and events a second of one server over HTTP.")
-    parser.add_argument("--requests", type=int, default=4000)
-    parser.add_argument("--connections", type=int, default=8)
+    parser.add_argument("--requests", type=positive, default=4000)
+    parser.add_argument("--connections", type=positive, default=8)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="adloop-bench-") as folder:
         asyncio.run(measure(arguments.requests, arguments.connections, Path(folder)))

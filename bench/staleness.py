@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from optimizer.arguments import natural, positive
 from optimizer.learning.policy import LanguagePolicy
 from optimizer.learning.prompt import build_prompt
 from optimizer.maths.weights import effective_sample_size, truncated_ratios
@@ -75,9 +76,9 @@ def main(argv: list[str]) -> int:
     """The table, a row an age."""
     parser = argparse.ArgumentParser(description="What weight a late reward keeps in the gradient.")
     parser.add_argument("--world", default="phrases", help="default: phrases")
-    parser.add_argument("--impressions", type=int, default=8_192, help="default: 8192")
-    parser.add_argument("--increment", type=int, default=32, help="impressions to a version (default: 32)")
-    parser.add_argument("--seed", type=int, default=201, help="default: 201")
+    parser.add_argument("--impressions", type=positive, default=8_192, help="default: 8192")
+    parser.add_argument("--increment", type=positive, default=32, help="impressions to a version (default: 32)")
+    parser.add_argument("--seed", type=natural, default=201, help="default: 201")
     options = parser.parse_args(argv)
     begun = time.perf_counter()
     world: Any = load_world(options.world, options.seed, options.impressions)

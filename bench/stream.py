@@ -25,6 +25,7 @@ from bench.stream_latency import latency
 from bench.stream_loops import DATA, PARTITIONS, PARTS, SINK, Figures, log_url
 from bench.stream_rig import traffic
 from deploy.kafka.broker import Broker
+from optimizer.arguments import positive, seconds
 from optimizer.stream.kafka_log import KafkaLog
 from optimizer.stream.kafka_url import parse_kafka_url
 
@@ -90,12 +91,12 @@ def quix_python() -> Path | None:
 def main() -> None:
     """Start a broker, fill it, and print a line for each part and each ratio."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--decisions", type=int, default=200_000, help="2.1 records each (%(default)s)")
-    parser.add_argument("--seconds", type=float, default=30.0, help="of each latency 0: none (%(default)s)")
+    parser.add_argument("--decisions", type=positive, default=200_000, help="2.1 records each (%(default)s)")
+    parser.add_argument("--seconds", type=seconds, default=30.0, help="of each latency 0: none (%(default)s)")
     parser.add_argument("--only", help="parts whose name holds this")
     parser.add_argument("--part", choices=list(PARTS), help=argparse.SUPPRESS)
     parser.add_argument("--bootstrap", help=argparse.SUPPRESS)
-    parser.add_argument("--records", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--records", type=positive, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.part:
         print(json.dumps(PARTS[options.part](options.bootstrap, options.records)))

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from bench.stream_rig import KEYS, MemoryLog, traffic
 from optimizer.__main__ import COLLECT
+from optimizer.arguments import positive
 from optimizer.clock import SystemClock
 from optimizer.stream.joiner import Joiner
 
@@ -24,9 +25,9 @@ from optimizer.stream.joiner import Joiner
 def main() -> None:
     """Fill the log, then join it and print one line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--decisions", type=int, default=50_000)
-    parser.add_argument("--partitions", type=int, default=4)
-    parser.add_argument("--poll", type=int, default=2_000, help="records a step (%(default)s)")
+    parser.add_argument("--decisions", type=positive, default=50_000)
+    parser.add_argument("--partitions", type=positive, default=4)
+    parser.add_argument("--poll", type=positive, default=2_000, help="records a step (%(default)s)")
     parser.add_argument("--profile", action="store_true", help="where the time goes; the figures are slower then")
     options = parser.parse_args()
 

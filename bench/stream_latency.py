@@ -24,6 +24,7 @@ from msgspec import Struct
 
 from bench.stream_rig import PER_CLICK, traffic
 from deploy.kafka.broker import Broker
+from optimizer.arguments import number, seconds
 from optimizer.stream.kafka_log import KafkaLog
 from optimizer.stream.kafka_url import parse_kafka_url
 from optimizer.stream.log import Append, EventLog, whole
@@ -134,8 +135,10 @@ def latency(bootstrap: str, client: str, seconds: float, rate: float = RATE) -> 
 def main() -> None:
     """Start a broker and print a line for each client."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--rate", type=float, default=RATE, help="events a second (%(default)s)")
-    parser.add_argument("--seconds", type=float, default=30.0)
+    parser.add_argument(
+        "--rate", type=number(0.1, 100_000.0, "a rate"), default=RATE, help="events a second (%(default)s)"
+    )
+    parser.add_argument("--seconds", type=seconds, default=30.0)
     parser.add_argument("--client", choices=("kafka-python", "confluent"), action="append")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:

@@ -20,6 +20,7 @@ from pathlib import Path
 from statistics import median
 
 from bench.stream_rig import KEYS, MemoryLog, traffic
+from optimizer.arguments import positive
 from optimizer.clock import ManualClock
 from optimizer.stream.joiner import Joiner
 from optimizer.stream.log import Append
@@ -72,8 +73,8 @@ def filled(folder: Path, size: int) -> tuple[Joiner, MemoryLog]:
 def main() -> None:
     """Print a line for each number of open decisions, and their ratio."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--open", type=int, default=500_000)
-    parser.add_argument("--measure", type=int, default=100_000, help="decisions timed with each (%(default)s)")
+    parser.add_argument("--open", type=positive, default=500_000)
+    parser.add_argument("--measure", type=positive, default=100_000, help="decisions timed with each (%(default)s)")
     parser.add_argument("--folder", type=Path, help="where the state goes (a temporary folder)")
     options = parser.parse_args()
     folder = Path(tempfile.mkdtemp(dir=options.folder))

@@ -30,6 +30,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from optimizer.arguments import positive
 from optimizer.learning.config import LearnerConfig
 from optimizer.learning.favourites import Favourites, FavouritesConfig, follow
 from optimizer.learning.policy import LanguagePolicy, Sample
@@ -204,8 +205,8 @@ def _generate(policy: LanguagePolicy, prompts: Sequence[Prompt]) -> None:
 def main() -> int:
     """Parse, measure, print."""
     parser = argparse.ArgumentParser(description="Adloop's increment beside TRL's GRPO step and generate.")
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of torch (default: its own)")
+    parser.add_argument("--rounds", type=positive, default=7)
+    parser.add_argument("--threads", type=positive, default=torch.get_num_threads(), help="of torch (default: its own)")
     parser.add_argument("--model", help="a Hugging Face causal LM (default: the tiny one)")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)

@@ -17,9 +17,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 
+from optimizer import arguments
 from optimizer.clock import SystemClock
 from optimizer.errors import AdloopError, ConfigError
-from optimizer.maths.attribution import EXTRA_RETENTION_MS, GRACE_MS, MOST_EXTRA_RETENTION_MS
+from optimizer.maths.attribution import EXTRA_RETENTION_MS, GRACE_MS
 from optimizer.signals import terminable
 from optimizer.stream.assignment import Assignment
 from optimizer.stream.exporter import Exporter, JoinerFigures
@@ -35,6 +36,13 @@ LOOK_EVERY_S = 1.0  # at the figures that are shown
 MOST_MS = 2**53  # a time plus this still fits 64 bits
 COLLECT = (100_000, 50, 100)  # thresholds of the garbage collector
 USAGE = "usage: python -m optimizer {join,learn,pretrain} [options]; each knows --help"
+HELP = f"""{USAGE}
+
+  join      turn decisions and events into outcomes, until a signal
+  learn     teach critic and policy from the outcomes, until a signal
+  pretrain  train the tiny language model, on generated ad copy or on your own texts
+
+Exit status: 0 done (also after SIGTERM and Ctrl-C), 1 failed with the reason on stderr, 2 wrong usage."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -54,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
                     return main_learn(rest) if verb == "learn" else main_pretrain(rest)
                 case "-h" | "--help":
-                    print(USAGE)
+                    print(HELP)
                     return 0
                 case _:
                     print(USAGE, file=sys.stderr)
@@ -177,55 +185,32 @@ def _sentence(figures: Mapping[str, object]) -> str:
 
 def _join_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="optimizer join", description="Join decisions and events into outcomes. Counts are of all the state knows."
+        prog="adloop join", description="Join decisions and events into outcomes. Counts are of all the state knows."
     )
     parser.add_argument("--log", required=True, help="sqlite:///PATH or kafka://HOST:PORT[,HOST:PORT]?prefix=adloop.")
     parser.add_argument("--state", required=True, type=Path, help="the joiner's own folder; one joiner per folder")
     parser.add_argument("--group", help="consumer group to share partitions in; the embedded log has none, ignores it")
-    parser.add_argument("--metrics-port", type=_port, metavar="PORT", help="show /metrics and /readyz there")
+    parser.add_argument("--metrics-port", type=arguments.port, metavar="PORT", help="show /metrics and /readyz there")
     parser.add_argument("--metrics-host", default="127.0.0.1", metavar="HOST", help="listen there (%(default)s)")
-    parser.add_argument("--until-idle", type=_seconds, metavar="SECONDS", help="end when nothing has come for so long")
+    parser.add_argument(
+        "--until-idle", type=arguments.seconds, metavar="SECONDS", help="end when nothing has come for so long"
+    )
     parser.add_argument("--data", type=Path, help=f"the folder with {TOKEN_KEYS_FILE}, as `python -m serving` makes it")
     parser.add_argument("--token-keys", type=Path, metavar="FILE", help="a file of kid:base64,... to check tokens with")
     parser.add_argument(
-        "--grace-ms", type=_millis, default=GRACE_MS, help="after its windows an outcome closes (%(default)s)"
+        "--grace-ms",
+        type=arguments.whole(0, MOST_MS, "whole milliseconds"),
+        default=GRACE_MS,
+        help="after its windows an outcome closes (%(default)s)",
     )
     parser.add_argument(
         "--extra-retention-ms",
-        type=_retention,
+        type=arguments.extra_retention,
         default=EXTRA_RETENTION_MS,
         help="how long after its windows a decision can still be revised (%(default)s)",
     )
     parser.add_argument("--json", action="store_true", help="print the figures as one JSON object")
     return parser
-
-
-def _seconds(text: str) -> float:
-    seconds = float(text)
-    if not 0 <= seconds < float("inf"):
-        raise argparse.ArgumentTypeError(f"got {text}, expected 0 or more seconds")
-    return seconds
-
-
-def _millis(text: str) -> int:
-    ms = int(text)
-    if not 0 <= ms <= MOST_MS:
-        raise argparse.ArgumentTypeError(f"got {text}, expected 0 to {MOST_MS} milliseconds")
-    return ms
-
-
-def _retention(text: str) -> int:
-    ms = int(text)
-    if not 0 <= ms <= MOST_EXTRA_RETENTION_MS:
-        raise argparse.ArgumentTypeError(f"got {text}, expected 0 to {MOST_EXTRA_RETENTION_MS} milliseconds")
-    return ms
-
-
-def _port(text: str) -> int:
-    port = int(text)
-    if not 0 <= port <= 65_535:
-        raise argparse.ArgumentTypeError(f"got {text}, expected 0 to 65535")
-    return port
 
 
 if __name__ == "__main__":

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import NamedTuple
+
+from optimizer.files import write_whole
+from optimizer.types import HALT_REASONS, HaltReason
 
 PAUSE_FILE = "learner.paused"  # there or not: its content says nothing
-HALT_FILE = "learner.halted"  # why the sentinel has halted learning
+HALT_FILE = "learner.halted"  # why the sentinel has halted learning: `REASON: SENTENCE`
 RESUME_FILE = "learner.resumed"  # when an operator resumed from a halt last, Unix ms
 
-
-REASONS = {
+OTHER = "other"
+"""The reason of a halt file in which the sentinel's reason does not stand."""
+SAID_BEFORE: dict[HaltReason, str] = {
     "kl": "from the reference, over its budget",
     "kl_step": "a single version moved by",
     "entropy": "entropy of",
@@ -18,20 +23,38 @@ REASONS = {
     "rejected": "the gate refuses",
     "bait": "clicks are up",
 }
-"""Each reason for which the sentinel halts, and what its phrase (maths/sentinel.py) always says."""
+"""What the sentences of versions that wrote no reason always said, for files that they left behind."""
 
 
-def reason_of(why: str) -> str:
-    """The name of the reason that the sentinel's phrase tells; "other" for any other."""
-    return next((name for name, said in REASONS.items() if said in why), "other")
+class HaltNote(NamedTuple):
+    """Why learning is halted: `reason`, one of HALT_REASONS or OTHER, and `why`, a sentence for people."""
+
+    reason: str
+    why: str
+
+
+def write_halt(data: Path, reason: HaltReason, why: str) -> None:
+    """Leave word, for all processes and after a restart, that the sentinel has halted learning."""
+    put_file(data / HALT_FILE, f"{reason}: {why}\n")
+
+
+def read_halt(data: Path) -> HaltNote | None:
+    """Why learning is halted; None where it is not. A file that is there halts, whatever it says."""
+    try:
+        said = (data / HALT_FILE).read_text(encoding="utf-8", errors="replace").strip()
+    except FileNotFoundError:
+        return None
+    reason, _, why = said.partition(": ")
+    if reason in HALT_REASONS and why:
+        return HaltNote(reason, why)
+    old = next((name for name, phrase in SAID_BEFORE.items() if phrase in said), OTHER)
+    return HaltNote(old, said or "no reason was kept")
 
 
 def halt_reason(data: Path) -> str:
-    """Why the sentinel has halted learning; empty where it has not."""
-    try:
-        return (data / HALT_FILE).read_text(encoding="utf-8").strip() or "no reason was kept"
-    except FileNotFoundError:
-        return ""
+    """Why the sentinel has halted learning, the sentence; empty where it has not."""
+    note = read_halt(data)
+    return "" if note is None else note.why
 
 
 def resumed_ms(data: Path) -> int | None:
@@ -43,7 +66,5 @@ def resumed_ms(data: Path) -> int | None:
 
 
 def put_file(path: Path, text: str) -> None:
-    """Write a small file, whole or not at all."""
-    temporary = path.with_name(path.name + ".part")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    """Write a small file, whole or not at all, however many write it at once; it outlives a power cut."""
+    write_whole(path, text.encode())

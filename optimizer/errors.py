@@ -11,7 +11,7 @@ class AdloopError(Exception):
 
 @dataclass(frozen=True)
 class FieldError:
-    """One refused field, in the shape of contracts section 1: `{field, got, expected, fix}`."""
+    """One refused field, in the shape of docs/api.md, Requests: `{field, got, expected, fix}`."""
 
     field: str
     got: str

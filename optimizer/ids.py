@@ -19,7 +19,7 @@ def _digest(value: object) -> str:
 
 
 def variant_id(campaign_id: str, slots: Mapping[str, str]) -> str:
-    """The same campaign and the same text, slot by slot, are the same variant (contracts section 1)."""
+    """The same campaign and the same text, slot by slot, are the same variant (docs/api.md, Requests)."""
     return _digest([campaign_id, dict(slots)])
 
 

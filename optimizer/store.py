@@ -22,6 +22,7 @@ from msgspec import Struct
 from safetensors import SafetensorError
 
 from optimizer.errors import StoreError
+from optimizer.files import sync_folder, write_new
 from optimizer.stream.guarded import UNREADABLE
 from optimizer.types import Scalar
 
@@ -111,15 +112,15 @@ class PolicyStore:
         try:
             temporary.mkdir()
             for name, data in contents.items():
-                _write_durably(temporary / name, data)
-            _write_durably(temporary / MANIFEST, msgspec.json.format(msgspec.json.encode(manifest)))
-            _sync_folder(temporary)
+                write_new(temporary / name, data)
+            write_new(temporary / MANIFEST, msgspec.json.format(msgspec.json.encode(manifest)))
+            sync_folder(temporary)
             temporary.rename(self.root / version)
         except OSError:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
         try:
-            _sync_folder(self.root)
+            sync_folder(self.root)
         except OSError:
             shutil.rmtree(self.root / version, ignore_errors=True)
             raise
@@ -229,18 +230,3 @@ def _sequence(version: str) -> int:
 def _content_hash(base: str, files: Mapping[str, FileEntry]) -> str:
     listed = [base, *(f"{name}:{files[name].sha256}" for name in sorted(files))]
     return hashlib.sha256(json.dumps(listed).encode()).hexdigest()
-
-
-def _write_durably(path: Path, data: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -1,4 +1,4 @@
-"""The records that cross process borders, as msgspec structs (shapes: contracts sections 1, 3 and 4).
+"""The records that cross process borders, as msgspec structs (shapes: docs/api.md).
 
 Times are UTC epoch milliseconds (`ts`), durations end in `_ms`, ids are at most 64 of `A-Za-z0-9._:-`.
 A field that is None says so in the docstring. Log records carry `schema` = 1; unknown fields in them are ignored here
@@ -8,12 +8,13 @@ and kept by whoever passes the record on (the joiner carries the decision as the
 from __future__ import annotations
 
 import re
-from typing import Literal
+from typing import Final, Literal, get_args
 
 import msgspec
 from msgspec import Struct, field
 
 SCHEMA = 1
+MOST_WINDOW_MS = 10 * 365 * 24 * 3_600_000  # as long as a campaign's windows, and the retention after them, may be
 ID_PATTERN = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 
 Scalar = str | int | float | bool
@@ -36,10 +37,13 @@ Reason = Literal[
     "orphan",
     "late",
 ]
+HaltReason = Literal["kl", "kl_step", "entropy", "length", "duplicates", "rejected", "bait"]
+HALT_REASONS: Final[tuple[HaltReason, ...]] = get_args(HaltReason)
+"""What the sentinel halts learning for (maths/sentinel.py:ails, baits)."""
 
 
 class Attribution(Struct, frozen=True):
-    """How events are credited to a decision (contracts section 4). Windows in milliseconds."""
+    """How events are credited to a decision (docs/api.md, Attribution). Windows in milliseconds."""
 
     click_window_ms: int = 1_800_000
     conversion_window_ms: int = 604_800_000

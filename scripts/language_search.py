@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 
+from optimizer.arguments import natural, positive
 from simulators.compare import INCREMENT, play
 from simulators.language_peers import LanguageContender, Reinforce, Trainer, open_policy
 from simulators.payout import Payout
@@ -45,9 +46,9 @@ def main() -> int:
     """Returns the exit status."""
     parser = argparse.ArgumentParser(prog="language_search")
     parser.add_argument("--world", default="phrases")
-    parser.add_argument("--impressions", type=int, default=20_480)
-    parser.add_argument("--first-seed", type=int, default=101)
-    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--impressions", type=positive, default=20_480)
+    parser.add_argument("--first-seed", type=natural, default=101)
+    parser.add_argument("--seeds", type=positive, default=2)
     parser.add_argument("--rates", default="3e-5,1e-4,3e-4,1e-3")
     parser.add_argument("--only", default="reinforce,grpo")
     options = parser.parse_args()

@@ -22,6 +22,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from optimizer.arguments import natural, positive
 from simulators.compare import INCREMENT, PoolJob, play, write_pools_job
 from simulators.payout import Payout
 from simulators.places import Places, Texts, first_of
@@ -80,13 +81,13 @@ def main() -> int:
     """Returns the exit status."""
     parser = argparse.ArgumentParser(prog="vowpal_search")
     parser.add_argument("--worlds", default="phrases", help="with commas between them")
-    parser.add_argument("--impressions", type=int, default=20_480)
-    parser.add_argument("--first-seed", type=int, default=101)
-    parser.add_argument("--seeds", type=int, default=2, help="of the first stage")
-    parser.add_argument("--more-seeds", type=int, default=2, help="of the second stage")
-    parser.add_argument("--configs", type=int, default=16)
-    parser.add_argument("--keep", type=int, default=3)
-    parser.add_argument("--pool", type=int, default=POOL, help="texts of a place in the second stage")
+    parser.add_argument("--impressions", type=positive, default=20_480)
+    parser.add_argument("--first-seed", type=natural, default=101)
+    parser.add_argument("--seeds", type=positive, default=2, help="of the first stage")
+    parser.add_argument("--more-seeds", type=natural, default=2, help="of the second stage")
+    parser.add_argument("--configs", type=positive, default=16)
+    parser.add_argument("--keep", type=positive, default=3)
+    parser.add_argument("--pool", type=positive, default=POOL, help="texts of a place in the second stage")
     parser.add_argument("--only", default=",".join(EXPLORATIONS))
     parser.add_argument("--cb-types", default="mtr,dr")
     parser.add_argument(

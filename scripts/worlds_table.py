@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from optimizer.arguments import positive
 from simulators.places import write_pools
 from simulators.worlds import load_world
 from simulators.worlds.catalogue import Masking, shipped
@@ -76,8 +77,8 @@ def main() -> None:
         nargs="*",
         default=["market", "subtle", "phrases", "sparse", "drift", "delay", "proxy", "fatigue", "cold"],
     )
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--samples", type=int, default=150, help="texts for each campaign and segment")
+    parser.add_argument("--seeds", type=positive, default=3)
+    parser.add_argument("--samples", type=positive, default=150, help="texts for each campaign and segment")
     options = parser.parse_args()
     masked = written(options.samples)
     print(f"{sum(map(len, masked.values()))} texts", file=sys.stderr)

@@ -18,10 +18,11 @@ from collections.abc import Sequence
 from contextlib import closing
 from typing import TYPE_CHECKING
 
+from optimizer import arguments
 from optimizer.clock import SystemClock
 from optimizer.errors import AdloopError
 from optimizer.loop import step_until
-from optimizer.maths.attribution import EXTRA_RETENTION_MS, MOST_EXTRA_RETENTION_MS
+from optimizer.maths.attribution import EXTRA_RETENTION_MS
 from optimizer.signals import terminable
 from serving.settings import Settings, settings_from
 
@@ -87,12 +88,13 @@ def run_generator(settings: Settings) -> int:
     with closing(open_log(settings.log_url)) as log:
         opened = LearningOnce(settings.data, settings.model)
         seed = int.from_bytes(os.urandom(7), "little")
-        generator = make_generator(log, opened, SystemClock(), seed, PromptGuard(settings.data, expected=False))
-        # From here on a step is finished first; before, a signal interrupts what may take minutes.
-        for number in SIGNALS:
-            signal.signal(number, lambda *_: stopping.set())
-        print("generating; Ctrl-C stops", file=sys.stderr, flush=True)
-        step_until(stopping, generator.step)
+        guard = PromptGuard(settings.data, expected=False)
+        with closing(make_generator(log, opened, SystemClock(), seed, guard)) as generator:
+            # From here on a step is finished first; before, a signal interrupts what may take minutes.
+            for number in SIGNALS:
+                signal.signal(number, lambda *_: stopping.set())
+            print("generating; Ctrl-C stops", file=sys.stderr, flush=True)
+            step_until(stopping, generator.step)
     return 0
 
 
@@ -118,25 +120,11 @@ def _announce(url: str) -> None:
     print(f"Adloop is ready at {url}", flush=True)
 
 
-def _port(text: str) -> int:
-    port = int(text)
-    if not 0 <= port <= 65535:
-        raise ValueError
-    return port
-
-
-def _millis(text: str) -> int:
-    ms = int(text)
-    if not 0 <= ms <= MOST_EXTRA_RETENTION_MS:
-        raise argparse.ArgumentTypeError(f"got {text}, expected 0 to {MOST_EXTRA_RETENTION_MS} milliseconds")
-    return ms
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m serving", description="Serve ads over HTTP.")
     parser.add_argument("verb", nargs="?", choices=["generate"], help="run the generator alone instead of the server")
     parser.add_argument("--data", required=True, metavar="DIR", help="folder of the log, the keys and the policies")
-    parser.add_argument("--port", type=_port, default=8080, help="0 takes a free one (default: 8080)")
+    parser.add_argument("--port", type=arguments.port, default=8080, help="0 takes a free one (default: 8080)")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on; beyond loopback needs API keys")
     parser.add_argument("--log", metavar="URL", help="the event log (default: sqlite:///DIR/log.db)")
     parser.add_argument("--all", action="store_true", help="run generator, joiner and learner in this process as well")
@@ -144,11 +132,12 @@ def _parser() -> argparse.ArgumentParser:
         "--joiner",
         action="append",
         metavar="URL",
-        help="http://HOST:PORT of a joiner's --metrics-port, for the live page; may be given several times",
+        help="http://HOST:PORT of a joiner's --metrics-port, for the live page; may be given several times; not with "
+        "--all, which has its joiner in this process",
     )
     parser.add_argument(
         "--extra-retention-ms",
-        type=_millis,
+        type=arguments.extra_retention,
         default=EXTRA_RETENTION_MS,
         metavar="MS",
         help="how long after its windows a decision takes events; the same as of `join` (default: %(default)s)",

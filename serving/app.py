@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib import metadata
+
 from fastapi import APIRouter, FastAPI
 
 from serving.head import HeadIsGet
@@ -14,7 +16,7 @@ from serving.routes import Parts, router
 def build_app(parts: Parts, live: APIRouter | None = None) -> FastAPI:
     """The application over its parts. `live` is the router of the page at `/`."""
     app = FastAPI(
-        title="Adloop", version="0.1.0", docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False
+        title="Adloop", version=_version(), docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False
     )
     app.state.parts = parts
     app.include_router(router)
@@ -26,3 +28,11 @@ def build_app(parts: Parts, live: APIRouter | None = None) -> FastAPI:
     app.add_middleware(Measured, metrics=parts.metrics)
     app.add_middleware(FramingGuard)
     return app
+
+
+def _version() -> str:
+    """The installed package's. Set-up and the image install it; a bare checkout may be run without that."""
+    try:
+        return metadata.version("adloop")
+    except metadata.PackageNotFoundError:
+        return "unknown"

@@ -1,4 +1,4 @@
-"""Who is asking: API keys with a tenant and a role, and what each role may do (contracts section 1)."""
+"""Who is asking: API keys with a tenant and a role, and what each role may do (docs/api.md, Requests)."""
 
 from __future__ import annotations
 

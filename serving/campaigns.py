@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import islice
 from typing import Any
 
 import msgspec
@@ -16,11 +17,13 @@ from serving.wire import shown
 
 # A control may be a blog post: line breaks and tabs belong there, in no other field.
 CONTROL_WHITESPACE = "\n\t"
+MOST_ERRORS = 100
 
 
 def campaign_from(tenant: str, campaign_id: str, body: CampaignIn) -> Campaign:
-    """The campaign with its defaults filled in. Raises BadInput with every error there is."""
-    errors = list(_errors(campaign_id, body))
+    """The campaign with its defaults filled in. Raises BadInput with the first MOST_ERRORS errors."""
+    # A body of a megabyte can have tens of thousands of faults, and a refusal of all of them a hundred megabytes.
+    errors = list(islice(_errors(campaign_id, body), MOST_ERRORS))
     if errors:
         raise BadInput(*errors)
     names = [slot.name for slot in body.slots]

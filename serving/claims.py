@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 
 from serving.text import folded
+from serving.wellformed import OWN
 
 _NUMBER = re.compile(r"\d+(?:[.,:/]\d+)*")
 _SIGN = re.compile(r"[%‰$€£¥₹₽]|\bper ?cent\b|\bpercentage\b")
@@ -23,7 +24,9 @@ _WORDS = re.compile(
     r"|half off|price of (?:one|two|three)|on us|nothing to pay|pay later|black friday|cyber monday|click here|prizes?"
     r"|only (?:a few|one|two|three|four|five) left|almost gone|selling fast|order (?:by|now|today)"
     r"|call (?:us )?(?:now|today)|verify your|your (?:account|password)|dear (?:customer|user|sir|madam)"
-    r"|(?:try it|yours) for a (?:week|month|year)|trial|win a|you(?: have)? won(?!')|been selected|sign up|was xown\w"
+    r"|(?:try it|yours) for a (?:week|month|year)|trial|win a|you(?: have)? won(?!')|been selected|sign up"
+    # `Was $129 until today`: the campaign's own price, of which only the stand-in is left, folded as the text is
+    rf"|was {folded(OWN)}\w"
     # promises
     r"|guarantee\w*|warranty|warranties|we promise|lifetime|risk free|no risk|without risk|always works|never fails"
     r"|no obligation|no strings attached|unlimited"

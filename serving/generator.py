@@ -6,6 +6,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -70,6 +71,15 @@ class Known(NamedTuple):
         return Known([self.texts[place] for place in at], np.ascontiguousarray(self.scores[:, at]))
 
 
+class Wanted(NamedTuple):
+    """What a campaign's record asks for: texts for each of these places, none where none may be shown or the model has
+    no room for the prompts. No version changes that: the room is the base model's."""
+
+    campaign: Campaign
+    hash: str
+    places: tuple[Place, ...]
+
+
 class Generator:
     """One of these writes pools for a log. Not thread-safe. Same log, store and seed: same pools."""
 
@@ -87,19 +97,33 @@ class Generator:
         self.sampled = 0
         self.rejected: dict[str, int] = {}
         self._log, self._store, self._base, self._clock, self._gate = log, store, base, clock, gate
+        # Before there is anything to close: a model that cannot be loaded leaves nothing open.
+        self._policy = load_policy(base)
         self._guarded = GuardedDecode()
-        self._campaigns = campaign_table(log, self._guarded)
-        self._policies = policy_table(log, self._guarded)
-        self._reader = log.reader(whole(log, "candidates"))
+        self._deleted: set[str] = set()
+        with ExitStack() as unless_made:
+            self._campaigns = campaign_table(log, self._guarded, self._deleted.add)
+            unless_made.callback(self._campaigns.close)
+            self._policies = policy_table(log, self._guarded)
+            unless_made.callback(self._policies.close)
+            self._reader = log.reader(whole(log, "candidates"))
+            unless_made.pop_all()
         self._decoder = msgspec.json.Decoder(Pool)
+        self._wanted: dict[str, Wanted] = {}
         self._pools: dict[Place, Pool] = {}
+        self._unclaimed: set[str] = set()
         self._archive = Archive()
         self._written = ("", 0)
-        self._policy = load_policy(base)
         self._refused: str | None = None
         self._critic: CriticView | None = None
         self._rng = np.random.default_rng([seed, 11])
         self._torch = torch.Generator(device=self._policy.device).manual_seed(seed)
+
+    def close(self) -> None:
+        """Let go of the log; the pools that were written stand there."""
+        with ExitStack() as stack:  # each, also where one fails
+            for held in (self._reader, self._policies, self._campaigns):
+                stack.callback(held.close)
 
     def step(self) -> bool:
         """Write the pools that are most out of date; False where there is none, or a rest is due.
@@ -112,22 +136,22 @@ class Generator:
         stale = self._stale()
         version, written_ms = self._written
         if version == self._policy.version and self._clock.now_ms() - written_ms < self.config.rest_ms:
-            stale = [(place, campaign) for place, campaign in stale if self._lacks(place, campaign)]
+            stale = [(place, wanted) for place, wanted in stale if self._lacks(place, wanted)]
         places = stale[: self.config.pools_per_step]
-        by_slots: dict[object, list[tuple[Place, Campaign]]] = {}
-        for place, campaign in places:
-            by_slots.setdefault(campaign.slots, []).append((place, campaign))
+        by_slots: dict[object, list[tuple[Campaign, str]]] = {}
+        for place, wanted in places:
+            by_slots.setdefault(wanted.campaign.slots, []).append((wanted.campaign, place[2]))
         for same in by_slots.values():
-            pools = self._write([(campaign, place[2]) for place, campaign in same], self.config.samples)
+            pools = self._write(same, self.config.samples)
             self._log.append([Append("candidates", pool.pool_id, to_json(pool)) for pool in pools])
         if places:
             self._written = (self._policy.version, self._clock.now_ms())
         return bool(places)
 
-    def _lacks(self, place: Place, campaign: Campaign) -> bool:
+    def _lacks(self, place: Place, wanted: Wanted) -> bool:
         """True where there is no pool for the campaign as it stands."""
         pool = self._pools.get(place)
-        return pool is None or pool.campaign_hash != campaign_hash(campaign)
+        return pool is None or pool.campaign_hash != wanted.hash
 
     @property
     def policy(self) -> LanguagePolicy:
@@ -146,6 +170,9 @@ class Generator:
 
     def _refresh(self) -> None:
         self._campaigns.refresh()
+        # A campaign's record stands in the log before its pools, and these were read before: it is gone, not new.
+        self._forget(self._unclaimed - self._campaigns.rows.keys())
+        self._unclaimed.clear()
         self._policies.refresh()
         while records := self._reader.poll(200):
             for record in records:
@@ -153,7 +180,10 @@ class Generator:
                 if pool is not None:
                     self._archive.add(pool)
                     if not pool.pool_id.startswith(FRESH_PREFIX):
-                        self._pools[(pool.tenant, pool.campaign_id, pool.segment)] = pool
+                        self._hold(pool)
+        # Also what was read just now may be from before the deletion: a campaign that was put again gets pools anew.
+        self._forget(self._deleted)
+        self._deleted.clear()
         live = live_policy(self._policies)
         if live is None or live.version in (self._policy.version, self._refused):
             return
@@ -166,6 +196,17 @@ class Generator:
             if self._policy.version:
                 return
 
+    def _hold(self, pool: Pool) -> None:
+        place = (pool.tenant, pool.campaign_id, pool.segment)
+        self._pools[place] = pool
+        if _campaign_key(place) not in self._campaigns.rows:
+            self._unclaimed.add(_campaign_key(place))
+
+    def _forget(self, campaigns: Collection[str]) -> None:
+        """Let the pools of these campaigns go."""
+        if campaigns:
+            self._pools = {at: pool for at, pool in self._pools.items() if _campaign_key(at) not in campaigns}
+
     def _load(self, version: str) -> bool:
         """Take over a version; False where the store refuses it, and then nothing has changed."""
         try:
@@ -177,28 +218,40 @@ class Generator:
         self._critic = critic
         return True
 
-    def _stale(self) -> list[tuple[Place, Campaign]]:
+    def _stale(self) -> list[tuple[Place, Wanted]]:
         """Places whose newest pool is not of the live version or not for the campaign as it stands: those without one
         first, then by the impressions that have come since theirs was written."""
         traffic = {} if self._critic is None else self._critic.traffic
         now_ms, places = self._clock.now_ms(), len(self._pools)
-        stale: list[tuple[float, Place, Campaign]] = []
-        for campaign in self._campaigns.rows.values():
-            if campaign.rules.require_approval:
-                # No generated text may be shown there, so none is written.
-                continue
-            if not all(self._policy.fits(build_prompt(campaign, segment)) for segment in campaign.segments):
-                # PUT refuses these; one that was put under another model must not stop the others.
-                continue
-            for segment in campaign.segments:
-                place = (campaign.tenant, campaign.campaign_id, segment)
-                if self._lacks(place, campaign):
-                    stale.append((-math.inf, place, campaign))
+        stale: list[tuple[float, Place, Wanted]] = []
+        for wanted in self._all_wanted():
+            for place in wanted.places:
+                if self._lacks(place, wanted):
+                    stale.append((-math.inf, place, wanted))
                 elif self._pools[place].policy_version != self._policy.version:
-                    share = traffic.get(place_name(campaign, segment), 0.0)
+                    share = traffic.get(place_name(wanted.campaign, place[2]), 0.0)
                     urgency = due(share, max(1, now_ms - self._pools[place].ts), places)
-                    stale.append((-urgency, place, campaign))
-        return [(place, campaign) for _, place, campaign in sorted(stale, key=lambda entry: (entry[0], entry[1]))]
+                    stale.append((-urgency, place, wanted))
+        return [(place, wanted) for _, place, wanted in sorted(stale, key=lambda entry: (entry[0], entry[1]))]
+
+    def _all_wanted(self) -> Iterable[Wanted]:
+        """What each campaign asks for, told from its record once: an idle generator asks ten times a second."""
+        rows, before = self._campaigns.rows, self._wanted
+        self._wanted = {
+            key: known
+            if (known := before.get(key)) is not None and known.campaign is campaign
+            else self._want(campaign)
+            for key, campaign in rows.items()
+        }
+        return self._wanted.values()
+
+    def _want(self, campaign: Campaign) -> Wanted:
+        # PUT refuses what the model has no room for; one that was put under another model must not stop the others.
+        written = not campaign.rules.require_approval and all(
+            self._policy.fits(build_prompt(campaign, segment)) for segment in campaign.segments
+        )
+        places = [(campaign.tenant, campaign.campaign_id, segment) for segment in campaign.segments if written]
+        return Wanted(campaign, campaign_hash(campaign), tuple(places))
 
     def _write(
         self,
@@ -364,3 +417,8 @@ class Generator:
             if not near_duplicate(text, chosen) and self._gate(campaign, text.slots) is None:
                 chosen.append(Candidate(variant_id=text.variant_id, slots=text.slots, count=0, kept=True))
         return chosen
+
+
+def _campaign_key(place: Place) -> str:
+    """The key of the campaign's record."""
+    return f"{place[0]}/{place[1]}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
@@ -11,10 +11,10 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from optimizer.metrics import METRICS, Metric
+from optimizer import metrics
+from optimizer.metrics import Metric
 from serving.views import Views
 
-NAMED = {metric.name: metric for metric in METRICS}
 LATENCY_BUCKETS_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 20.0)
 
 
@@ -44,23 +44,21 @@ Figures = float | Mapping[str, float]
 class Metrics:
     """The server's own registry; names, labels and meanings stand in optimizer/metrics.py.
 
-    `gauges` are callables by metric name that are asked at each scrape, for a number or for numbers by label; an
-    unknown name is a KeyError.
+    `gauges` are asked at each scrape, for a number or for numbers by label.
     """
 
-    def __init__(self, gauges: Mapping[str, Callable[[], Figures]]) -> None:
+    def __init__(self, gauges: Mapping[Metric, Callable[[], Figures]]) -> None:
         self.registry = CollectorRegistry()
-        self.requests = self._counter("adloop_http_requests")
-        told = NAMED["adloop_http_request_seconds"]
+        self.requests = self._counter(metrics.HTTP_REQUESTS)
+        told = metrics.HTTP_REQUEST_SECONDS
         self.latency = Histogram(
             told.name, told.meaning, told.labels, buckets=LATENCY_BUCKETS_S, registry=self.registry
         )
-        self.decisions = self._counter("adloop_decisions")
-        self.events = self._counter("adloop_events")
-        self.registry.register(_Asked([(NAMED[name], value) for name, value in gauges.items()]))
+        self.decisions = self._counter(metrics.DECISIONS)
+        self.events = self._counter(metrics.EVENTS)
+        self.registry.register(_Asked(gauges))
 
-    def _counter(self, name: str) -> Counter:
-        told = NAMED[name]
+    def _counter(self, told: Metric) -> Counter:
         return Counter(told.name, told.meaning, told.labels, registry=self.registry)
 
 
@@ -93,11 +91,11 @@ class Measured:
 
 
 class _Asked(Collector):
-    def __init__(self, gauges: Sequence[tuple[Metric, Callable[[], Figures]]]) -> None:
+    def __init__(self, gauges: Mapping[Metric, Callable[[], Figures]]) -> None:
         self._gauges = gauges
 
     def collect(self) -> Iterable[GaugeMetricFamily]:
-        for metric, value in self._gauges:
+        for metric, value in self._gauges.items():
             found = value()
             if isinstance(found, Mapping):
                 family = GaugeMetricFamily(metric.name, metric.meaning, labels=metric.labels)

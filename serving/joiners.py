@@ -17,6 +17,7 @@ from typing import Final, NamedTuple
 from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
+from optimizer import metrics
 from optimizer.clock import Clock
 from optimizer.maths.attribution import EXTRA_RETENTION_MS
 from optimizer.stream.exporter import JoinerFigures
@@ -29,13 +30,10 @@ ASK_EVERY_S: Final = 1.0
 ANSWER_WITHIN_S: Final = 2.0
 SILENT_AFTER_S: Final = 5.0  # a busy joiner may miss a question or two
 WINDOW_S: Final = 60.0  # the delays that are shown are those of the last minute
-_LAG: Final = "adloop_joiner_partition_lag_records"
-_AGE: Final = "adloop_joiner_event_time_age_seconds"
-_BEHIND: Final = "adloop_joiner_catch_up_records"
-_DELAY: Final = "adloop_joiner_delay_seconds"
-_REVISIONS: Final = "adloop_joiner_revisions"
-_QUARANTINED: Final = "adloop_joiner_quarantined"
-_TOTAL: Final = "_total"  # what a counter's name ends with on the page of metrics
+# As they stand on the page of metrics.
+_REVISIONS: Final = f"{metrics.JOINER_REVISIONS.name}_total"
+_QUARANTINED: Final = f"{metrics.JOINER_QUARANTINED.name}_total"
+_DELAYS: Final = f"{metrics.JOINER_DELAY.name}_bucket"
 
 
 class Lane(NamedTuple):
@@ -84,24 +82,22 @@ def together(scrapes: Sequence[Iterable[Metric] | None], silent: int = 0) -> Str
         partition = int(labels["partition"])
         lane = lanes.get(partition, Lane(partition))
         match sample.name:
-            case name if name == _LAG:
+            case metrics.JOINER_LAG.name:
                 lane = lane._replace(**{labels["topic"]: int(value)})
-            case name if name == _AGE:
+            case metrics.JOINER_EVENT_TIME_AGE.name:
                 lane = lane._replace(age_s=value)
-            case name if name == _BEHIND:
+            case metrics.JOINER_CATCH_UP.name:
                 lane = lane._replace(behind=int(value))
         lanes[partition] = lane
     return StreamFigures(
         joiners=len(scrapes),
         silent=silent,
-        ready=not silent and sums.get(("adloop_joiner_ready", ""), 0.0) == len(scrapes),
-        open_decisions=int(sums.get(("adloop_joiner_open_decisions", ""), 0)),
-        revisions=int(sums.get((_REVISIONS + _TOTAL, ""), 0)),
-        quarantined={
-            reason: int(count) for (name, reason), count in sorted(sums.items()) if name == _QUARANTINED + _TOTAL
-        },
+        ready=not silent and sums.get((metrics.JOINER_READY.name, ""), 0.0) == len(scrapes),
+        open_decisions=int(sums.get((metrics.JOINER_OPEN_DECISIONS.name, ""), 0)),
+        revisions=int(sums.get((_REVISIONS, ""), 0)),
+        quarantined={reason: int(count) for (name, reason), count in sorted(sums.items()) if name == _QUARANTINED},
         lanes=tuple(lanes[partition] for partition in sorted(lanes)),
-        delays={float(edge): count for (name, edge), count in sums.items() if name == f"{_DELAY}_bucket"},
+        delays={float(edge): count for (name, edge), count in sums.items() if name == _DELAYS},
     )
 
 
@@ -198,6 +194,9 @@ class Asking:
         silent = sum(self._now_s() - at > SILENT_AFTER_S for at, _ in self._heard.values())
         self._figures = together([self._heard[url][1] for url in self._urls], silent)
         return False
+
+    def close(self) -> None:
+        """Nothing is held open between two looks."""
 
     def _ask(self, url: str) -> list[Metric] | None:
         try:

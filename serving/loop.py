@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
+from contextlib import closing
 from typing import Protocol
 
 from optimizer.errors import ConfigError, LogTruncated
@@ -24,6 +25,10 @@ class Steps(Protocol):
 
     def step(self) -> object:
         """Do some work; the result is truthy where there was any."""
+        ...
+
+    def close(self) -> None:
+        """Let go of what is held open. Called once, in the role's thread, also after a fault."""
         ...
 
 
@@ -75,15 +80,10 @@ class RoleThread:
         backoff = BACKOFF_FIRST_S
         while not self._stopping.is_set():
             try:
-                role = self._make()
-                try:
+                with closing(self._make()) as role:
                     while not self._stopping.is_set():
                         self._step(role)
                         backoff = BACKOFF_FIRST_S
-                finally:
-                    close = getattr(role, "close", None)
-                    if close is not None:
-                        close()
             except FATAL as error:
                 self._health.roles[self.name] = f"stopped: {error}"
                 self._on_fatal(f"{self.name}: {error}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,16 +48,18 @@ class Operator:
     def promote(self, version: str) -> PolicyRecord:
         """Make the version live; where it is live already, nothing is written. Raises Problem 404; 409 where it was
         rolled back or its files are damaged."""
-        with self._views.lock:
-            record = self._known(version)
+        while True:
+            record, live = self._known(version)
             if record.stage == "rolled_back":
                 raise conflict("version", version, "a version that was not rolled back", "promote another version")
             if (damage := self._damage(version)) is not None:
                 raise conflict("version", damage, "a version whose files are whole", "promote another version")
-            live = self._views.live()
             if live is not None and live.version == version:
                 return live
-            return self._append(self._staged(record, "live"))[-1]
+            promoted = self._staged(record, "live")
+            # Whatever else is live by now: a learner may publish as fast as files are read.
+            if self._done((promoted,), lambda live: live is None or live.version != version, record):
+                return promoted
 
     def rollback(self, version: str) -> PolicyRecord:
         """Take the version out of use; where it was live, its nearest parent that is not rolled back is live again.
@@ -66,19 +68,23 @@ class Operator:
         Returns the record that is live afterwards. Raises Problem 404; 409 where there is none: it is live and has no
         parent to go back to, or nothing is live.
         """
-        with self._views.lock:
-            record = self._known(version)
-            live = self._views.live()
+        while True:
+            record, live = self._known(version)
+            out = self._staged(record, "rolled_back")
             if live is not None and live.version != version:
-                if record.stage != "rolled_back":
-                    self._append(self._staged(record, "rolled_back"))
-                return live
+                if record.stage == "rolled_back":
+                    return live
+                if self._done((out,), lambda live: live is not None and live.version != version, record):
+                    return self._known(version)[1] or live
+                continue
             if record.stage == "rolled_back":
                 raise conflict("version", version, "a version to be live afterwards", "promote another version")
             parent = self._nearest_parent(record)
             if parent is None:
                 raise conflict("version", version, "a version with a parent to go back to", "promote another one first")
-            return self._append(self._staged(record, "rolled_back"), self._staged(parent, "live"))[-1]
+            again = self._staged(parent, "live")
+            if self._done((out, again), lambda live: live is not None and live.version == version, record, parent):
+                return again
 
     def pause(self) -> None:
         """The learner takes no further increment, also after a restart, until `resume`. Raises Problem 503."""
@@ -112,12 +118,14 @@ class Operator:
     def paused(self) -> bool:
         return (self._data / PAUSE_FILE).exists()
 
-    def _known(self, version: str) -> PolicyRecord:
+    def _known(self, version: str) -> tuple[PolicyRecord, PolicyRecord | None]:
+        """The version's record, and the live one. Raises Problem 404."""
         self._views.refresh_tables()
-        record = self._views.policy(version)
+        with self._views.lock:
+            record, live = self._views.policy(version), self._views.live()
         if record is None:
             raise not_found("version", version)
-        return record
+        return record, live
 
     def _nearest_parent(self, record: PolicyRecord) -> PolicyRecord | None:
         seen = {record.version}
@@ -133,10 +141,20 @@ class Operator:
         evidence = {**record.evidence, "by": "operator"}
         return msgspec.structs.replace(record, stage=stage, ts=self._clock.now_ms(), evidence=evidence)
 
-    def _append(self, *records: PolicyRecord) -> tuple[PolicyRecord, ...]:
-        self._log.append([Append("policies", record.version, to_json(record)) for record in records])
+    def _done(
+        self, records: Sequence[PolicyRecord], still: Callable[[PolicyRecord | None], bool], *seen: PolicyRecord
+    ) -> bool:
+        """Append the records, or False where one of those `seen` is another one by now, or the live one is not `still`
+        as it must be: what they were decided upon must be looked at again.
+
+        Files were read and hashed before, without the lock: every request takes it."""
+        with self._views.lock:
+            self._views.read_tables()
+            if not still(self._views.live()) or any(self._views.policy(one.version) is not one for one in seen):
+                return False
+            self._log.append([Append("policies", record.version, to_json(record)) for record in records])
         self._views.refresh_tables()
-        return records
+        return True
 
 
 def storage_problem(error: OSError) -> Problem:

@@ -29,7 +29,7 @@ class Problem(AdloopError):
         return type(self), (self.status, self.detail, self.errors, self.headers)
 
     def body(self) -> bytes:
-        """The JSON of contracts section 1."""
+        """The JSON of docs/api.md, Requests."""
         return msgspec.json.encode(
             {
                 "type": "about:blank",

@@ -11,9 +11,11 @@ from functools import partial
 
 import numpy as np
 
+from optimizer import metrics
 from optimizer.clock import Clock
-from optimizer.control import REASONS, reason_of
+from optimizer.control import OTHER, read_halt
 from optimizer.stream.log import EventLog
+from optimizer.types import HALT_REASONS
 from serving.app import build_app
 from serving.board import LearnerState, LiveBoard
 from serving.guardrails import Gate
@@ -39,22 +41,30 @@ from serving.views import Views
 GAUGES_EVERY_S = 0.25
 VIEWS_IDLE_S = 0.05  # how soon new pools and versions are served
 OF_VERSION = {
-    "adloop_critic_clicks_expected": "clicks_expected",
-    "adloop_critic_clicks_seen": "clicks_seen",
-    "adloop_critic_brier": "brier",
-    "adloop_critic_brier_skill": "brier_skill",
-    "adloop_policy_kl": "kl",
-    "adloop_policy_kl_step": "kl_step",
-    "adloop_policy_entropy": "entropy",
-    "adloop_policy_samples_length": "samples_length",
-    "adloop_policy_samples_duplicates": "samples_duplicates",
-    "adloop_policy_samples_rejected": "samples_rejected",
-    "adloop_policy_skipped_steps": "skipped_steps",
-    "adloop_policy_clipped_steps": "clipped_steps",
-    "adloop_policy_tempered_steps": "tempered_steps",
+    metrics.LEARNER_UNUSED_OUTCOMES: "unused_outcomes",
+    metrics.LEARNER_STALE_REVISIONS: "stale_revisions",
+    metrics.LEARNER_EVICTED_DECISIONS: "evicted_decisions",
+    metrics.CRITIC_CLICKS_EXPECTED: "clicks_expected",
+    metrics.CRITIC_CLICKS_SEEN: "clicks_seen",
+    metrics.CRITIC_BRIER: "brier",
+    metrics.CRITIC_BRIER_SKILL: "brier_skill",
+    metrics.POLICY_KL: "kl",
+    metrics.POLICY_KL_STEP: "kl_step",
+    metrics.POLICY_ENTROPY: "entropy",
+    metrics.POLICY_SAMPLES_LENGTH: "samples_length",
+    metrics.POLICY_SAMPLES_DUPLICATES: "samples_duplicates",
+    metrics.POLICY_SAMPLES_REJECTED: "samples_rejected",
+    metrics.POLICY_SKIPPED_STEPS: "skipped_steps",
+    metrics.POLICY_CLIPPED_STEPS: "clipped_steps",
+    metrics.POLICY_TEMPERED_STEPS: "tempered_steps",
 }
 """Gauges that tell what the live version's record says, and the name of the fact there."""
 STOP_S = 2.0  # how long all roles together may take to end; HTTP has had its own grace before
+
+
+def fresh_seed() -> int:
+    """A seed for one life of a role, from the system's randomness."""
+    return int.from_bytes(os.urandom(7), "little")
 
 
 class Process:
@@ -105,13 +115,14 @@ class Process:
     def _add_background(self) -> None:
         settings, log, clock, joining = self._settings, self._log, self._clock, self._joining
         opened = LearningOnce(settings.data, settings.model)
-        seed = int.from_bytes(os.urandom(7), "little")
         if isinstance(joining, Joining):
             extra_ms = settings.extra_retention_ms
             self._add("joiner", lambda: joining.role(log, settings.data, settings.token_keys, clock, extra_ms), log=log)
         self._add("learner", lambda: make_learner(log, opened, clock), self.operator.idle)
         self._add(
-            "generator", lambda: self._writer.role(lambda: make_generator(log, opened, clock, seed, self._prompts))
+            "generator",
+            # A seed for each life: one that began with the seed of the life before would give other pools its ids.
+            lambda: self._writer.role(lambda: make_generator(log, opened, clock, fresh_seed(), self._prompts)),
         )
 
     def show_gauges(self) -> None:
@@ -171,26 +182,25 @@ class Process:
 
     def _metrics(self) -> Metrics:
         """The server's figures, and those of a joiner in this process."""
-        metrics = Metrics(
+        figures = Metrics(
             {
-                "adloop_bad_records": lambda: self.views.bad_records,
-                "adloop_refused_versions": lambda: self.views.refused_versions,
-                "adloop_learner_halted": lambda: float(bool(self.operator.halted())),
-                "adloop_learner_halted_by": self._halted_by,
-                **{name: partial(self._of_version, fact) for name, fact in OF_VERSION.items()},
-                "adloop_role_restarts": lambda: sum(role.restarts for role in self._roles),
-                "adloop_outcomes_remembered": lambda: len(self.views.ledger),
-                "adloop_outcomes_forgotten": lambda: self.views.ledger.forgotten,
+                metrics.BAD_RECORDS: lambda: self.views.bad_records,
+                metrics.REFUSED_VERSIONS: lambda: self.views.refused_versions,
+                metrics.LEARNER_HALTED: lambda: float(bool(self.operator.halted())),
+                metrics.LEARNER_HALTED_BY: self._halted_by,
+                **{metric: partial(self._of_version, fact) for metric, fact in OF_VERSION.items()},
+                metrics.ROLE_RESTARTS: lambda: sum(role.restarts for role in self._roles),
+                metrics.OUTCOMES_REMEMBERED: lambda: len(self.views.ledger),
+                metrics.OUTCOMES_FORGOTTEN: lambda: self.views.ledger.forgotten,
             }
         )
         if isinstance(self._joining, Joining):
-            metrics.registry.register(self._joining.exported)
-        return metrics
+            figures.registry.register(self._joining.exported)
+        return figures
 
     def _halted_by(self) -> dict[str, float]:
-        why = self.operator.halted()
-        reason = reason_of(why) if why else None
-        return {name: float(name == reason) for name in (*REASONS, "other")}
+        note = read_halt(self._settings.data)
+        return {name: float(note is not None and name == note.reason) for name in (*HALT_REASONS, OTHER)}
 
     def _of_version(self, name: str) -> float:
         """A figure that the live version's record tells; nan where it tells none."""
@@ -216,3 +226,6 @@ class _Following:
             self._looked = now
             process.show_gauges()
         return count
+
+    def close(self) -> None:
+        """The views are the process's, which closes them once every role has ended: requests read them until then."""

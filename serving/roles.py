@@ -127,7 +127,11 @@ class Writer:
             return generator.step()
 
     def close(self) -> None:
-        self._generator = None
+        """Let go of the generator, once no request samples with it any more."""
+        generator, self._generator = self._generator, None
+        if generator is not None:
+            with self._turn:
+                generator.close()
 
     def fresh(self, campaign: Campaign, segment: str, cancelled: Callable[[], bool]) -> Pool | None:
         """A pool for one request; None while there is no model or no version, where the model has no room for the

@@ -1,4 +1,4 @@
-"""The routes of contracts section 1: read the request strictly, call the service, encode. No logic of their own."""
+"""The routes of docs/api.md, Requests: read the request strictly, call the service, encode. No logic of their own."""
 
 from __future__ import annotations
 
@@ -32,9 +32,14 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 WORKERS = 32  # threads that wait for the log's group commit
+DESK_WORKERS = 4
 FRESH_WORKERS = 2
 FRESH_TIMEOUT_S = 20.0
 MAX_KEY_CHARS = 255
+# A body of at most so many bytes is parsed on the event loop. Measured on two busy cores: a usual one takes 0.08 ms, a
+# hop to a thread 0.15 ms (5 ms at the 99th percentile). The worst of 4 KiB takes 2 to 8 ms, the worst of a megabyte one
+# to three seconds, in which nobody else would be answered.
+INLINE_BYTES = 4_096
 
 
 @dataclass
@@ -47,11 +52,14 @@ class Parts:
     health: Health
     metrics: Metrics
     workers: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(WORKERS, "http"))
+    # For what an operator asks while all of those may be waiting for the disk.
+    desk: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(DESK_WORKERS, "desk"))
     samplers: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(FRESH_WORKERS, "fresh"))
 
     def close(self) -> None:
         """Let the threads go; what they have begun is finished by them or by the process's end."""
-        self.workers.shutdown(wait=False, cancel_futures=True)
+        for pool in (self.workers, self.desk):
+            pool.shutdown(wait=False, cancel_futures=True)
         self.samplers.shutdown(wait=False, cancel_futures=True)
 
 
@@ -71,17 +79,32 @@ def _access(request: Request, role: Role) -> Access:
 
 
 async def _in_thread(request: Request, work: Callable[[], T]) -> T:
-    """Run blocking work (it waits for the disk) off the event loop."""
+    """Run blocking work (it waits for the disk, or for the views' lock) off the event loop."""
     return await asyncio.get_running_loop().run_in_executor(_parts(request).workers, work)
+
+
+async def _at_desk(request: Request, work: Callable[[], T]) -> T:
+    """The same for reads of the views and what an operator does: in threads of their own, which no request that waits
+    for the log takes."""
+    return await asyncio.get_running_loop().run_in_executor(_parts(request).desk, work)
+
+
+async def _parsed(request: Request, raw: bytes, parse: Callable[[bytes], T]) -> T:
+    """What `parse` makes of a body; off the event loop where that may take long."""
+    return parse(raw) if len(raw) <= INLINE_BYTES else await _at_desk(request, lambda: parse(raw))
 
 
 async def _body(request: Request, kind: type[T]) -> T:
     """The request's JSON object as a `kind`. Raises Problem, NotJSON or BadInput."""
-    value = decode_json(await read_body(request))
-    if not isinstance(value, (dict, list)):
-        raise NotJSON(shown(value), "a JSON object")
-    refuse_overflow(value)
-    return convert(value, kind)
+
+    def parse(raw: bytes) -> T:
+        value = decode_json(raw)
+        if not isinstance(value, (dict, list)):
+            raise NotJSON(shown(value), "a JSON object")
+        refuse_overflow(value)
+        return convert(value, kind)
+
+    return await _parsed(request, await read_body(request), parse)
 
 
 def _answer(value: object, status: int = 200) -> Response:
@@ -109,14 +132,16 @@ async def put_campaign(request: Request, campaign_id: str) -> Response:
 async def list_campaigns(request: Request) -> Response:
     """All campaigns of the tenant."""
     access = _access(request, "reader")
-    return _answer({"campaigns": _parts(request).service.list_campaigns(access.tenant)})
+    service = _parts(request).service
+    return _answer({"campaigns": await _at_desk(request, lambda: service.list_campaigns(access.tenant))})
 
 
 @router.get("/v1/campaigns/{campaign_id}", openapi_extra=operation("reader", None, None, 200, 401, 403, 404))
 async def get_campaign(request: Request, campaign_id: str) -> Response:
     """One campaign."""
     access = _access(request, "reader")
-    return _answer(campaign_body(_parts(request).service.get_campaign(access.tenant, campaign_id)))
+    service = _parts(request).service
+    return _answer(campaign_body(await _at_desk(request, lambda: service.get_campaign(access.tenant, campaign_id))))
 
 
 @router.delete(
@@ -211,7 +236,8 @@ async def post_events(request: Request) -> Response:
     """Take one event or up to 1,000, plain or as CloudEvents. Each is accepted (durable) or rejected by itself."""
     access = _access(request, "ingest")
     # How deep each event is nested is that event's matter.
-    value = decode_json(await read_body(request, (JSON, CLOUDEVENT, CLOUDEVENTS)), deep=True)
+    raw = await read_body(request, (JSON, CLOUDEVENT, CLOUDEVENTS))
+    value = await _parsed(request, raw, lambda body: decode_json(body, deep=True))
     if not isinstance(value, (dict, list)):
         raise NotJSON(shown(value), "an event as a JSON object, or a list of events")
     raws = value if isinstance(value, list) else [value]
@@ -233,14 +259,14 @@ async def stats(request: Request) -> Response:
     """Impressions, clicks, conversions, reward and lift by campaign, from the last revisions of the outcomes."""
     access = _access(request, "reader")
     service = _parts(request).service
-    return _answer(await _in_thread(request, lambda: service.stats(access.tenant)))
+    return _answer(await _at_desk(request, lambda: service.stats(access.tenant)))
 
 
 @router.get("/v1/policies", openapi_extra=operation("reader"))
 async def policies(request: Request) -> Response:
     """Every policy version with its stage, its parent and the evidence for the stage."""
     _access(request, "reader")
-    return _answer({"policies": _parts(request).operator.policies()})
+    return _answer({"policies": await _at_desk(request, _parts(request).operator.policies)})
 
 
 @router.post("/v1/policies/{version}/promote", openapi_extra=operation("admin", None, None, 200, 401, 403, 404, 409))
@@ -261,7 +287,7 @@ async def rollback(request: Request, version: str) -> Response:
 async def pause(request: Request) -> Response:
     """No further learning until it is resumed, also after a restart."""
     _access(request, "admin")
-    _parts(request).operator.pause()
+    await _at_desk(request, _parts(request).operator.pause)
     return _answer({"paused": True})
 
 
@@ -269,7 +295,7 @@ async def pause(request: Request) -> Response:
 async def resume(request: Request) -> Response:
     """Learn on, also where the sentinel has halted learning."""
     _access(request, "admin")
-    _parts(request).operator.resume()
+    await _at_desk(request, _parts(request).operator.resume)
     return _answer({"paused": False})
 
 
@@ -294,7 +320,8 @@ async def readyz(request: Request) -> Response:
 async def metrics(request: Request) -> Response:
     """Prometheus text format."""
     _access(request, "reader")
-    return Response(generate_latest(_parts(request).metrics.registry), media_type=CONTENT_TYPE_LATEST)
+    registry = _parts(request).metrics.registry
+    return Response(await _at_desk(request, lambda: generate_latest(registry)), media_type=CONTENT_TYPE_LATEST)
 
 
 @router.get("/openapi.json", openapi_extra=operation("reader"))

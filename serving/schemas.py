@@ -1,4 +1,4 @@
-"""The bodies of requests and answers (contracts section 1), as msgspec structs. Unknown fields are refused."""
+"""The bodies of requests and answers (docs/api.md, Requests), as msgspec structs. Unknown fields are refused."""
 
 from __future__ import annotations
 
@@ -7,12 +7,10 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta, Struct
 
-from optimizer.types import ContentType, CountRule, EventType, Reason, Scalar, Source
+from optimizer.types import MOST_WINDOW_MS, ContentType, CountRule, EventType, Reason, Scalar, Source
 
 MAX_EVENTS = 1000
 MAX_COUNT = 16
-MAX_WINDOW_MS = 10 * 365 * 86_400_000
-MAX_VALUE = 1e12
 MAX_SAFE_INTEGER = 2**53
 
 Id = Annotated[
@@ -31,7 +29,7 @@ Label = Annotated[str, Meta(min_length=1, max_length=64)]
 Line = Annotated[str, Meta(max_length=500)]
 Share = Annotated[float, Meta(ge=0.0, le=1.0)]
 Weight = Annotated[float, Meta(ge=-1e6, le=1e6)]
-Window = Annotated[int, Meta(ge=0, le=MAX_WINDOW_MS)]
+Window = Annotated[int, Meta(ge=0, le=MOST_WINDOW_MS)]
 
 
 class ProductIn(Struct, frozen=True, forbid_unknown_fields=True):
@@ -68,9 +66,9 @@ class RewardIn(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class AttributionIn(Struct, frozen=True, forbid_unknown_fields=True):
-    """How events are credited to a decision (contracts section 4)."""
+    """How events are credited to a decision (docs/api.md, Attribution)."""
 
-    click_window_ms: Annotated[int, Meta(ge=1, le=MAX_WINDOW_MS)] = 1_800_000
+    click_window_ms: Annotated[int, Meta(ge=1, le=MOST_WINDOW_MS)] = 1_800_000
     conversion_window_ms: Window = 604_800_000
     view_through_ms: Window = 0
     count: CountRule = "first"

@@ -16,13 +16,14 @@ from optimizer.clock import Clock
 from optimizer.errors import BadInput, FieldError
 from optimizer.ids import new_id
 from optimizer.maths.attribution import EXTRA_RETENTION_MS, expiry_s
+from optimizer.stream.admission import Refused
 from optimizer.stream.log import MAX_RECORD_BYTES, Append, EventLog
 from optimizer.stream.tokens import TokenKeys
 from optimizer.types import Campaign, Decision, Event, Pool, Scalar, to_json
 from serving.campaigns import campaign_body, campaign_from
 from serving.drawing import EPSILON, Arms, Drawn, control_arms, draws, pool_arms
 from serving.idempotency import Idempotency, KeyReused
-from serving.ingest import Rejected, admit, rejected
+from serving.ingest import admit, rejected
 from serving.problems import Problem, conflict, not_found, unavailable
 from serving.schemas import MAX_SAFE_INTEGER, CampaignIn, EventResult, GenerateIn, GenerateOut, Variant
 from serving.views import Views
@@ -46,7 +47,7 @@ class AdService:
       rng: source of ids and draws; the same seed and calls give the same decisions.
       keys: sign the tokens of decisions and verify those of events.
       epsilon: the selector's share of uniform exploration.
-      retention_ms: kept beyond the attribution windows (contracts section 4).
+      retention_ms: kept beyond the attribution windows (docs/api.md, Attribution).
       prompt_limit: asked at `put_campaign`; None lets every prompt pass.
       fresh: samples a pool for `fresh: true`; without it such requests get controls.
     """
@@ -256,8 +257,8 @@ class AdService:
         for raw in raws:
             try:
                 event = admit(raw, tenant, self._keys, now)
-            except Rejected as refusal:
-                results.append(rejected(raw, refusal.reason, refusal.detail))
+            except Refused as refusal:
+                results.append(rejected(raw, refusal.reason, str(refusal)))
             else:
                 accepted.append(event)
                 results.append(EventResult(event.event_id, "accepted"))

@@ -39,7 +39,7 @@ class Tally:
         return Moments(self.impressions, self.reward, self.squares, self.rewarded)
 
     def figures(self) -> dict[str, int | float]:
-        """The shape of contracts section 1."""
+        """The shape of docs/api.md, Requests."""
         return {
             "impressions": self.impressions,
             "clicks": self.clicks,

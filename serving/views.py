@@ -81,7 +81,8 @@ class Shelf:
 
 
 class _Head(msgspec.Struct, frozen=True):
-    """The fields of a pool record that say where it belongs; the rest is decoded only when the pool is used."""
+    """The fields of a pool record that say where it belongs; the rest is decoded when the pool is first drawn from, or
+    shown on a board, which is told of every pool as it comes."""
 
     pool_id: str
     tenant: str
@@ -146,6 +147,7 @@ class Views:
         self._adopted: PolicyRecord | None = None
         self._tried: str | None = None
         self._pools: dict[tuple[str, str, str], list[_Held]] = {}
+        self._unclaimed: set[tuple[str, str]] = set()
         self._shelves: dict[tuple[str, str, str], Shelf | None] = {}
         self._tables: list[tuple[LogReader, Callable[[Record], None]]] = [
             (log.reader(whole(log, topic)), handle)
@@ -169,14 +171,25 @@ class Views:
     def refresh_tables(self) -> int:
         """Read campaigns, policies and pools to their ends, take over the live version's critic; returns how many
         records there were."""
-        with self.lock:
-            count = 0
-            for reader, handle in self._tables:
-                while records := reader.poll(POLL_RECORDS):
-                    count += len(records)
-                    for record in records:
-                        self._guarded(handle, record)
+        count = self.read_tables()
         self._adopt()
+        return count
+
+    def read_tables(self) -> int:
+        """As `refresh_tables`, but for the critic, which is loaded from files: for who holds the lock."""
+        with self.lock:
+            campaigns, *others = self._tables
+            count = self._read(*campaigns)
+            self._forget_unclaimed()
+            return count + sum(self._read(*table) for table in others)
+
+    def _read(self, reader: LogReader, handle: Callable[[Record], None]) -> int:
+        """Read a topic to its end; returns how many records there were."""
+        count = 0
+        while records := reader.poll(POLL_RECORDS):
+            count += len(records)
+            for record in records:
+                self._guarded(handle, record)
         return count
 
     def caught_up(self) -> bool:
@@ -207,6 +220,7 @@ class Views:
         if record.value is None:
             self._campaigns.pop(at, None)
             self._hashes.pop(at, None)
+            self._unclaimed.add(at)
             if self._board is not None:
                 self._board.on_campaign_deleted(*at)
             return
@@ -241,6 +255,8 @@ class Views:
         held = self._pools.setdefault(at, [])
         held.append(_Held(head, record.value))
         del held[:-POOLS_KEPT]
+        if at[:2] not in self._campaigns:
+            self._unclaimed.add(at[:2])
         self._shelves.pop(at, None)
         if self._board is not None:
             self._board.on_pool(held[-1].decode())
@@ -252,6 +268,14 @@ class Views:
         applied = self.ledger.apply(outcome)
         if applied is not None and self._board is not None:
             self._board.on_outcome(applied[0], outcome)
+
+    def _forget_unclaimed(self) -> None:
+        """Let the pools of deleted campaigns go. Called when campaigns have been read to their end and pools not yet: a
+        campaign that is not there now is gone, since its record stands in the log before its pools."""
+        gone = self._unclaimed - self._campaigns.keys()
+        self._unclaimed.clear()
+        if gone:
+            self._pools = {at: held for at, held in self._pools.items() if at[:2] not in gone}
 
     def _forget_shelves(self, campaign: tuple[str, str]) -> None:
         for at in [at for at in self._shelves if at[:2] == campaign]:
@@ -277,6 +301,9 @@ class Views:
                 logger.warning("policy version %s is refused, the one before stays: %s", record.version, error)
                 continue
             with self.lock:
+                if self._tried != live.version:
+                    # Another version went live while this one was loaded, and its turn is now, or was.
+                    return
                 self._adopted = record
                 if critic is not None or self._critic is not None:
                     self._critic = critic

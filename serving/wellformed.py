@@ -39,6 +39,7 @@ _PAIRS = (("(", ")"), ("“", "”"), ("«", "»"))
 _LITTLE = frozenset(
     re.findall(r"\w+", "the and for you your with that this more less what when then from into are not our all one")
 )
+_WORD_ENDINGS = ("s", "es", "ed", "d", "ing", "ly", "er", "'s", "n't", "y", "ful", "less", "ness")
 _EDGE = "^"
 
 
@@ -138,18 +139,13 @@ def _trigrams(word: str) -> list[str]:
     return [padded[at : at + 3] for at in range(len(padded) - 2)]
 
 
-@cache
-def _folded_endings() -> tuple[str, ...]:
-    return ("s", "es", "ed", "d", "ing", "ly", "er", "'s", "n't", "y", "ful", "less", "ness")
-
-
 def looks_known(word: str) -> bool:
     """A word of the phrase banks, one of their stems with another ending, or one spelt like them (English only)."""
     known, trigrams = _vocabulary()
     bare = word.lower().replace("\u2019", "'")
     if bare in known or bare.startswith(OWN.lower()) or bare.isdigit() or not bare.isascii():
         return True
-    if any(bare.endswith(ending) and bare[: -len(ending)] in known for ending in _folded_endings()):
+    if any(bare.endswith(ending) and bare[: -len(ending)] in known for ending in _WORD_ENDINGS):
         return True
     if "-" in bare:
         return all(looks_known(part) for part in bare.split("-"))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn, TypeVar
 
@@ -20,7 +21,7 @@ from serving.expected import locate, misnamed
 T = TypeVar("T")
 MAX_GOT_CHARS = 80
 MAX_INTEGER_DIGITS = 300  # more would overflow a double
-MAX_DEPTH = 64  # the contract's deepest body has five; what reads a value recursively must not meet Python's limit
+MAX_DEPTH = 64  # the deepest body there is has five; what reads a value recursively must not meet Python's limit
 _ESCAPED_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 _AT = re.compile(r" - at (`key` in )?`([^`]*)`\Z")  # the last one: what came before it may be a client's own text
 _UNKNOWN = re.compile(r"Object contains unknown field `(.*)`", re.DOTALL)
@@ -41,8 +42,9 @@ class _Duplicate(ValueError):
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
+        # Counted in one pass: a megabyte holds a hundred thousand names.
+        counts = Counter(name for name, _ in pairs)
+        twice = next(name for name, count in counts.items() if count > 1)
         raise _Duplicate(f"the name {shown(twice)} stands twice in one object")
     return found
 

@@ -1,4 +1,4 @@
-"""Adloop as an ad server sees it: contracts section 1 over real HTTP, and nothing else."""
+"""Adloop as an ad server sees it: docs/api.md, Requests over real HTTP, and nothing else."""
 
 from __future__ import annotations
 

@@ -11,20 +11,23 @@ from typing import NamedTuple
 
 class Verb(NamedTuple):
     """`module:main` takes the arguments after the verb (and the verb itself where `named`) and returns an exit
-    status."""
+    status. `figures`: it ends with figures, and has --json for them."""
 
     summary: str
     module: str
     named: bool = False
+    figures: bool = False
 
 
 VERBS = {
-    "demo": Verb("the whole loop on a simulated market, over HTTP, with a report", "simulators.demo"),
-    "replay": Verb("real headline tests played again, against other bandits", "simulators.replay_run"),
-    "compare": Verb("a simulated market, against other policies on the same arrivals", "simulators.compare"),
+    "demo": Verb("the whole loop on a simulated market, over HTTP, with a report", "simulators.demo", figures=True),
+    "replay": Verb("real headline tests played again, against other bandits", "simulators.replay_run", figures=True),
+    "compare": Verb(
+        "a simulated market, against other policies on the same arrivals", "simulators.compare", figures=True
+    ),
     "serve": Verb("the HTTP server (python -m serving)", "serving.__main__"),
     "serving": Verb("the same as serve", "serving.__main__"),
-    "join": Verb("the reward joiner (python -m optimizer join)", "optimizer.__main__", named=True),
+    "join": Verb("the reward joiner (python -m optimizer join)", "optimizer.__main__", named=True, figures=True),
     "learn": Verb("the learner (python -m optimizer learn)", "optimizer.__main__", named=True),
     "pretrain": Verb("train the tiny language model", "optimizer.__main__", named=True),
     "log": Verb("`log dump URL TOPIC`: a topic's records as JSON lines", "simulators.records", named=True),
@@ -50,6 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def usage() -> str:
     """The help page."""
     lines = [f"  {name:<12}{verb.summary}" for name, verb in VERBS.items()]
+    *most, last = (name for name, verb in VERBS.items() if verb.figures)
     return "\n".join(
         [
             "usage: adloop VERB [options]    (adloop VERB --help tells a verb's own)",
@@ -58,7 +62,7 @@ def usage() -> str:
             "",
             *lines,
             "",
-            "--json prints one JSON object as the last line of stdout; progress goes to stderr.",
+            f"{', '.join(most)} and {last} have --json: one JSON object as the last line; progress goes to stderr.",
             "Exit status: 0 done, 1 failed with the reason on stderr, 2 wrong usage.",
         ]
     )

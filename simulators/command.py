@@ -1,12 +1,10 @@
-"""What every verb of the command line shares: exit statuses, one-sentence errors, JSON as the last line, checked
-numbers.
+"""What every verb of the command line shares: exit statuses, one-sentence errors, JSON as the last line.
 
 Exit status: 0 done (also after SIGTERM and Ctrl-C), 1 failed with the reason on stderr in a sentence, 2 wrong usage.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import sys
@@ -48,19 +46,3 @@ def line(record: object) -> None:
     """One JSON object on one line of stdout, in UTF-8 whatever the terminal's encoding."""
     sys.stdout.flush()
     sys.stdout.buffer.write(msgspec.json.encode(record) + b"\n")
-
-
-def positive(text: str) -> int:
-    """For argparse: a whole number from 1."""
-    return _number(text, 1)
-
-
-def whole(text: str) -> int:
-    """For argparse: a whole number from 0."""
-    return _number(text, 0)
-
-
-def _number(text: str, least: int) -> int:
-    if not (text.isascii() and text.isdigit()) or not least <= int(text) < 2**31:
-        raise argparse.ArgumentTypeError(f"got {text!r}, expected a whole number from {least}")
-    return int(text)

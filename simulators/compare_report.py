@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from statistics import fmean
+from typing import NamedTuple
 
 from serving import charts, numbers
 from serving.page import parts
-from simulators.results import CompareCurve, CompareRow
+from simulators.notes import apart_notes, failed_notes, row_notes
+from simulators.results import CompareCurve, CompareRow, Setup
 from simulators.settings import SETTINGS
 from simulators.summary import OURS, beside_ours, by_name, summary
 
@@ -18,37 +20,89 @@ LOOKS = ("c0", "c1", "c2", "c3", "c4", "c5", "c6", "c7")
 LAST_KINDS = ("uniform",)
 
 
+class _Measured(NamedTuple):
+    """What a chart shows: its card, its title, and how a value is told and stands on the scale."""
+
+    panel: str
+    title: str
+    points: Callable[[CompareCurve], Sequence[tuple[int, float]]]
+    told: Callable[[float | None], str]
+    scale: Callable[[float], str]
+
+
+CLICKS = _Measured(
+    "learning",
+    "Clicks per 1,000 impressions",
+    lambda curve: curve.points,
+    numbers.per_thousand,
+    charts.per_thousand_scale,
+)
+REWARD = _Measured(
+    "rewards",
+    "Reward per impression",
+    lambda curve: curve.rewards,
+    lambda value: numbers.decimal(value, 4),
+    lambda value: f"{value:.4g}",
+)
+
+
 def compare_html(
-    rows: Sequence[CompareRow], curves: Sequence[CompareCurve], skipped: Sequence[Mapping[str, str]] = ()
+    rows: Sequence[CompareRow],
+    curves: Sequence[CompareCurve],
+    skipped: Sequence[Mapping[str, str]] = (),
+    setup: Setup | None = None,
 ) -> str:
     """The body of a comparison's report: means over seeds with their 95 % intervals, then each run."""
+    by = "mean_ctr" if setup is None else setup.ranked_by
     named = by_name(rows)
-    seeds = len({row.seed for row in rows})
-    lead = f"{len(named)} policies on the same arrivals, {seeds} {'seed' if seeds == 1 else 'seeds'} each."
-    if skipped:
-        lead += " Skipped: " + "; ".join(f"{entry['name']} ({entry['why']})" for entry in skipped) + "."
-    panels = [
-        parts.card("means", "Summary", _means(rows), "", "Means over the seeds, and their 95 % intervals"),
-        parts.card(
-            "learning",
-            "Clicks per 1,000 impressions",
-            _compare_chart(curves, drawn(rows)),
-            "",
-            "Mean of the seeds, band from lowest to highest"
-            + ("" if len(named) <= len(LOOKS) else "; of each kind of policy the one with the highest mean"),
-        ),
-    ]
+    shown = drawn(rows, by)
+    note = "Mean of the seeds, band from lowest to highest"
+    if len(named) > len(LOOKS):
+        note += "; of each kind of policy the one with the highest mean"
+    ranked = "reward" if by == "mean_reward" else "clicks"
+    means = f"Means over the seeds, and their 95 % intervals; ranked by {ranked}"
+    panels = [parts.card("means", "Summary", _means(rows, by), "", means)]
+    if by == "mean_reward":
+        panels.append(parts.card(REWARD.panel, REWARD.title, _compare_chart(curves, shown, REWARD), "", note))
+    panels.append(parts.card(CLICKS.panel, CLICKS.title, _compare_chart(curves, shown, CLICKS), "", note))
     if beside_ours(rows):
         note = "The other's rate seed by seed: mean, 95 % interval, the least of a seed, and in how many seeds ahead"
         panels.append(parts.card("beside", f"{OURS} over each other policy", _beside(rows), "", note))
     panels.append(parts.card("runs", "Each run", _runs(rows)))
-    return f'<h1>Policies compared</h1><p class="lead">{escape(lead)}</p><div class="grid">{"".join(panels)}</div>'
+    if notes := [*failed_notes(() if setup is None else setup.failed), *row_notes(rows)]:
+        items = "".join(f"<li>{escape(one)}</li>" for one in notes)
+        panels.append(parts.card("notes", "What to know beside the figures", f'<ul class="how">{items}</ul>'))
+    lead = escape(_lead(rows, skipped, setup))
+    return f'<h1>Policies compared</h1><p class="lead">{lead}</p><div class="grid">{"".join(panels)}</div>'
 
 
-def drawn(rows: Sequence[CompareRow]) -> list[str]:
-    """The policies that the chart shows, in the order of their colours: Adloop first, then by mean click rate. Where
-    there are more than colours: the best of each kind."""
-    means = {name: fmean(run.mean_ctr for run in runs) for name, runs in by_name(rows).items()}
+def _lead(rows: Sequence[CompareRow], skipped: Sequence[Mapping[str, str]], setup: Setup | None) -> str:
+    """What was compared, and what makes the comparison less than it should be."""
+    count, seeds = len(by_name(rows)), len({row.seed for row in rows})
+    apart = () if setup is None else setup.apart
+    policies = "1 policy" if count == 1 else f"{count} policies"
+    each = "1 seed" if seeds == 1 else f"{seeds} seeds"
+    sentences = [f"{policies}{'' if apart else ' on the same arrivals'}, {each} each."]
+    if setup is not None:
+        model = "the tiny model" if setup.model is None else f"the model {setup.model}"
+        sentences.append(
+            f"World {setup.world}, {numbers.integer(setup.impressions)} impressions a run, an increment each "
+            f"{numbers.integer(setup.increment)}, {model}."
+        )
+        if setup.failed:
+            failed = len(setup.failed)
+            sentences.append(f"{failed} {'run' if failed == 1 else 'runs'} failed, left out of the means.")
+    if skipped:
+        sentences.append("Skipped: " + "; ".join(f"{entry['name']} ({entry['why']})" for entry in skipped) + ".")
+    if apart:
+        sentences.append("Warning, " + ". Also, ".join(apart_notes(apart)) + ".")
+    return " ".join(sentences)
+
+
+def drawn(rows: Sequence[CompareRow], by: str = "mean_ctr") -> list[str]:
+    """The policies that the chart shows, in the order of their colours: Adloop first, then by the mean of that measure.
+    Where there are more than colours: the best of each kind."""
+    means = {name: fmean(getattr(run, by) for run in runs) for name, runs in by_name(rows).items()}
     ranked = sorted(means, key=lambda name: (name != OURS, -means[name]))
     if len(ranked) <= len(LOOKS):
         return ranked
@@ -63,23 +117,37 @@ def _kind(name: str) -> str:
     return SETTINGS[name].kind if name in SETTINGS else name
 
 
-def _means(rows: Sequence[CompareRow]) -> str:
-    head = ("Policy", "Clicks per 1,000", "Last tenth", "Of oracle", "Reward", "KL", "Well-formed", "Texts", "Time")
-    ranked = sorted(summary(rows), key=lambda entry: -entry["mean_ctr"]["mean"])
-    body = [
-        (
+def _means(rows: Sequence[CompareRow], by: str) -> str:
+    rewarded = by == "mean_reward"
+    more = ("Its last tenth", "Of best reward") if rewarded else ()
+    head = (
+        "Policy",
+        "Clicks per 1,000",
+        "Last tenth",
+        "Of oracle",
+        "Reward",
+        *more,
+        "KL",
+        "Well-formed",
+        "Texts",
+        "Time",
+    )
+    body = []
+    for entry in sorted(summary(rows), key=lambda entry: -entry[by]["mean"]):
+        last = (_spread(entry["last_tenth_reward"], 4), _spread(entry["share_of_reward"], 1, 100.0, "%"))
+        cells = (
             entry["name"],
             _spread(entry["mean_ctr"], 1, 1000.0),
             _spread(entry["last_tenth_ctr"], 1, 1000.0),
             _spread(entry["share_of_oracle"], 1, 100.0, "%"),
             _spread(entry["mean_reward"], 4),
+            *(last if rewarded else ()),
             _spread(entry["kl"], 2),
             numbers.percent(entry["valid_share"]["mean"]),
             numbers.integer(entry["distinct_texts"]["mean"]),
             numbers.duration(entry["seconds"]["mean"]),
         )
-        for entry in ranked
-    ]
+        body.append(cells)
     return parts.plain_table("Means over seeds", head, body)
 
 
@@ -112,26 +180,27 @@ def _runs(rows: Sequence[CompareRow]) -> str:
     return parts.plain_table("Each run", head, body)
 
 
-def _compare_chart(curves: Sequence[CompareCurve], names: Sequence[str]) -> str:
+def _compare_chart(curves: Sequence[CompareCurve], names: Sequence[str], measured: _Measured) -> str:
     at: dict[str, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
     for curve in curves:
         if curve.name in names:
-            for impression, ctr in curve.points:
-                at[curve.name][impression].append(ctr)
+            for impression, value in measured.points(curve):
+                at[curve.name][impression].append(value)
     lines = [
         charts.Curve(name, LOOKS[n], [charts.Point(x, fmean(v), min(v), max(v)) for x, v in sorted(at[name].items())])
         for n, name in enumerate(names)
     ]
-    ranked = sorted((line for line in lines if line.points), key=lambda line: -line.points[-1].y)
-    ends = ", ".join(f"{line.name} {numbers.per_thousand(line.points[-1].y)}" for line in ranked)
-    frame = charts.Frame("compare-chart", "Clicks per 1,000 impressions by policy", f"At the end: {ends}.", height=380)
-    svg = charts.line_chart(frame, lines, y_text=charts.per_thousand_scale)
     xs = sorted({x for places in at.values() for x in places})
-    rows = [
-        (numbers.integer(x), *(numbers.per_thousand(fmean(at[n][x]) if x in at[n] else None) for n in names))
-        for x in xs
-    ]
-    table = charts.table("Clicks per 1,000 impressions", ("Impressions", *names), rows)
+    rows = [(numbers.integer(x), *(measured.told(fmean(at[n][x]) if x in at[n] else None) for n in names)) for x in xs]
+    head = ("Impressions", *names)
+    if any(point.y < 0.0 for line in lines for point in line.points):
+        # The chart's scale begins at 0.
+        return parts.plain_table(measured.title, head, rows)
+    ranked = sorted((line for line in lines if line.points), key=lambda line: -line.points[-1].y)
+    ends = ", ".join(f"{line.name} {measured.told(line.points[-1].y)}" for line in ranked)
+    frame = charts.Frame(f"{measured.panel}-chart", f"{measured.title} by policy", f"At the end: {ends}.", height=380)
+    svg = charts.line_chart(frame, lines, y_text=measured.scale)
+    table = charts.table(measured.title, head, rows)
     return parts.figure(svg, charts.legend([(line.name, line.look) for line in lines]), table)
 
 

@@ -22,13 +22,15 @@ from pathlib import Path
 
 from rich.console import Console
 
+from optimizer import arguments
 from optimizer.clock import SystemClock
 from optimizer.errors import ConfigError
 from optimizer.signals import interrupt
 from simulators.ad_client import AdClient, Unreachable
-from simulators.command import execute, positive, whole
+from simulators.command import execute
 from simulators.pace import Monitor, Pace
-from simulators.report import DemoResult, write_report
+from simulators.report import write_report
+from simulators.results import DemoResult
 from simulators.roles import check_empty, running_roles
 from simulators.screen import Screen, summary
 from simulators.server import Server, make_model, pretrain_command, running, serving_command
@@ -180,7 +182,7 @@ def _how_it_went(
 
 
 def as_json(result: DemoResult, report: Path | None) -> str:
-    """The object of contracts section 5, on one line."""
+    """The object of docs/api.md, Commands, on one line."""
     return json.dumps(
         {
             "seed": result.seed,
@@ -200,17 +202,17 @@ def as_json(result: DemoResult, report: Path | None) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status (0 also after SIGTERM and Ctrl-C, 1 failed, 2 wrong usage)."""
-    arguments = _parser().parse_args(argv)
+    given = _parser().parse_args(argv)
     options = Options(
-        seed=arguments.seed,
-        impressions=arguments.impressions,
-        port=arguments.port,
-        data=arguments.keep,
-        model=arguments.model,
-        log=arguments.log,
-        report=None if arguments.no_report else arguments.report or Path("runs") / f"demo-{arguments.seed}.html",
+        seed=given.seed,
+        impressions=given.impressions,
+        port=given.port,
+        data=given.keep,
+        model=given.model,
+        log=given.log,
+        report=None if given.no_report else given.report or Path("runs") / f"demo-{given.seed}.html",
     )
-    return execute(lambda: _play(options, arguments.json), "demo")
+    return execute(lambda: _play(options, given.json), "demo")
 
 
 def _play(options: Options, json_wanted: bool) -> int:
@@ -260,28 +262,23 @@ def _folder(keep: Path | None) -> Iterator[Path]:
     yield keep
 
 
-def _port(text: str) -> int:
-    port = int(text)
-    if not 0 <= port <= 65535:
-        raise ValueError
-    return port
-
-
-# argparse names the type of a refused value by its function: these are the words that a person reads.
-_port.__name__ = "port (0 to 65535)"
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m simulators demo",
         description="Serve ads to a simulated market over HTTP and learn from its clicks.",
     )
-    parser.add_argument("--seed", type=whole, default=1, help="of the market: its people and their taste (default: 1)")
-    parser.add_argument("--impressions", type=positive, default=IMPRESSIONS, metavar="N", help="default: %(default)s")
+    parser.add_argument(
+        "--seed", type=arguments.natural, default=1, help="of the market: its people and their taste (default: 1)"
+    )
+    parser.add_argument(
+        "--impressions", type=arguments.positive, default=IMPRESSIONS, metavar="N", help="default: %(default)s"
+    )
     parser.add_argument(
         "--json", action="store_true", help="print one JSON object as the last line; the rest on stderr"
     )
-    parser.add_argument("--port", type=_port, default=0, help="of the server and its live page (default: a free one)")
+    parser.add_argument(
+        "--port", type=arguments.port, default=0, help="of the server and its live page (default: a free one)"
+    )
     parser.add_argument(
         "--keep", type=Path, metavar="DIR", help="keep the log and the policies in this new or empty folder"
     )

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import heapq
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -43,7 +43,8 @@ Reaction = tuple[str, int, float]
 
 
 class Role(Protocol):
-    """A part of the loop that does a bounded piece of work per step and says whether there was any."""
+    """A part of the loop that does a bounded piece of work per step and says whether there was any. One that holds
+    something open has a `close`, which the loop calls at its end."""
 
     def step(self) -> bool | int: ...
 
@@ -125,7 +126,7 @@ class Loop:
                 self.service.put_campaign(TENANT, campaign_id, convert(dict(body), CampaignIn))
 
     def attach(self, *roles: Role) -> None:
-        """Roles that `increment` steps after the joiner, in this order."""
+        """Roles that `increment` steps after the joiner, in this order, and that `close` closes."""
         self._roles.extend(roles)
 
     def serve(self, campaign_id: str, context: Mapping[str, Scalar]) -> Shown:
@@ -185,9 +186,15 @@ class Loop:
         self.views.refresh_tables()
 
     def close(self) -> None:
-        self.joiner.close()
-        self.views.close()
-        self.log.close()
+        """Close the attached roles, then what they read from; each, also where one fails."""
+        with ExitStack() as stack:  # the last one that is named is closed first
+            stack.callback(self.log.close)
+            stack.callback(self.views.close)
+            stack.callback(self.joiner.close)
+            for role in self._roles:
+                close = getattr(role, "close", None)
+                if close is not None:
+                    stack.callback(close)
 
     def __enter__(self) -> Loop:
         return self

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from optimizer.errors import AdloopError
 from simulators.ad_client import AdClient, Json
-from simulators.report import KLPoint
+from simulators.results import KLPoint
 
 POLL_S = 0.25
 WAIT_S = 0.02

@@ -128,7 +128,7 @@ def merged(parts: Sequence[Played]) -> Played:
 
 
 def captured(played: Played, arena: Arena) -> dict[str, float]:
-    """Captured share by horizon, keys as text (contracts section 5)."""
+    """Captured share by horizon, keys as text (docs/api.md, Commands)."""
     return {str(h): captured_share(earned, h * arena.uniform, h * arena.best) for h, earned in played.earned.items()}
 
 

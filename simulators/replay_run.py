@@ -17,8 +17,9 @@ from typing import Any
 
 import numpy as np
 
+from optimizer.arguments import natural, positive
 from optimizer.errors import BadInput, FieldError
-from simulators.command import answer, execute, positive, whole
+from simulators.command import answer, execute
 from simulators.peers import PEERS
 from simulators.progress import Bars, Report
 from simulators.replay import HORIZONS, Arena, Floats, Played, captured, captured_intervals, differences, merged, play
@@ -104,7 +105,7 @@ def play_shard(shard: Shard, folder: Path, report: Report) -> Played:
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
-    """The replay's figures (contracts section 5, and more). `groups` and `arms` are what was played, `file_groups` and
+    """The replay's figures (docs/api.md and more). `groups` and `arms` are what was played, `file_groups` and
     `file_arms` all that the file has for a play. Raises BadInput for a file that can't be used."""
     begun = time.perf_counter()
     grouped = text_groups(read_arms(options.data), options.keep_broken_weeks)
@@ -198,7 +199,9 @@ def _signed(value: float, low: float | None, high: float | None) -> str:
 
 def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", required=True, type=Path, metavar="FILE", help="csv of the archive, plain or gzipped")
-    parser.add_argument("--seed", type=whole, default=0, help="of the draws, the sample and the policies (default: 0)")
+    parser.add_argument(
+        "--seed", type=natural, default=0, help="of the draws, the sample and the policies (default: 0)"
+    )
     parser.add_argument(
         "--groups",
         type=_groups,

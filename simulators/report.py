@@ -13,27 +13,11 @@ from simulators.compare_report import compare_html
 from simulators.results import (
     CompareCurve,
     CompareRow,
-    CurvePoint,
     DemoResult,
-    KLPoint,
     SegmentRow,
+    Setup,
     TextPair,
-    TrafficBin,
 )
-
-__all__ = [
-    "CompareCurve",
-    "CompareRow",
-    "CurvePoint",
-    "DemoResult",
-    "KLPoint",
-    "SegmentRow",
-    "TextPair",
-    "TrafficBin",
-    "demo_html",
-    "write_compare_report",
-    "write_report",
-]
 
 CONTROL = "control"
 LAYERS = 7
@@ -50,6 +34,7 @@ def write_compare_report(
     curves: Sequence[CompareCurve],
     path: Path,
     skipped: Sequence[Mapping[str, str]] = (),
+    setup: Setup | None = None,
 ) -> Path:
     """Write a comparison's report as one HTML file without scripts; folders are made. Returns `path`. Raises OSError.
 
@@ -57,8 +42,9 @@ def write_compare_report(
       rows: one per policy and seed.
       curves: likewise; seeds of one policy are averaged where their points stand at the same impressions.
       skipped: {name, why} of who could not play.
+      setup: what was compared, and what counts.
     """
-    return _write(path, "Adloop comparison", compare_html(rows, curves, skipped))
+    return _write(path, "Adloop comparison", compare_html(rows, curves, skipped, setup))
 
 
 def demo_html(result: DemoResult) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 
 @dataclass(frozen=True)
@@ -92,17 +93,23 @@ class DemoResult:
 
 @dataclass(frozen=True)
 class CompareRow:
-    """One policy's run under one seed: the row of `python -m simulators compare` (contracts section 5).
+    """One policy's run under one seed: the row of `python -m simulators compare` (docs/api.md, Commands).
 
-    `kl` is 0 for a policy that writes no texts of its own. `share_of_oracle` is mean over oracle click rate, None where
-    the oracle's is 0; `oracle_reward` and `share_of_reward` likewise of the expected reward, None where the world does
-    not tell it. `halted` says why Adloop's sentinel ended learning, None where it did not."""
+    `kl` is 0 for a policy that writes no texts of its own. `oracle_ctr` is None where the world fails to tell it, for
+    which `oracle_why` is the reason; `share_of_oracle` is mean over oracle click rate, None where that is 0 or not
+    told; `oracle_reward` and `share_of_reward` likewise of the expected reward. `halted` says why Adloop's sentinel
+    ended learning, None where it did not.
+
+    `reward_is` says what `mean_reward` averages: the world's expected rewards ("true"); where it does not tell them and
+    its campaigns pay for more than clicks, what the reactions were worth ("realised"); click rates ("clicks").
+    `untold` counts reactions that a policy that waits for events had not been told when the run ended; `keys_cut` the
+    most keys of a context that no policy was given."""
 
     name: str
     seed: int
     mean_ctr: float
     last_tenth_ctr: float
-    oracle_ctr: float
+    oracle_ctr: float | None
     mean_reward: float
     kl: float
     valid_share: float
@@ -113,12 +120,52 @@ class CompareRow:
     oracle_reward: float | None = None
     share_of_reward: float | None = None
     halted: str | None = None
+    oracle_why: str | None = None
+    reward_is: Literal["true", "realised", "clicks"] = "clicks"
+    untold: int = 0
+    keys_cut: int = 0
 
 
 @dataclass(frozen=True)
 class CompareCurve:
-    """Click rate over one policy's run: `points` are (impressions so far, click rate in the bin that ends there)."""
+    """Click rate over one policy's run: `points` are (impressions so far, click rate in the bin that ends there),
+    `rewards` the like of the reward."""
 
     name: str
     seed: int
     points: tuple[tuple[int, float], ...]
+    rewards: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True)
+class Failed:
+    """A run that gave no row, and why."""
+
+    name: str
+    seed: int
+    why: str
+
+
+@dataclass(frozen=True)
+class Apart:
+    """A policy that met other arrivals than `than` on the same seed, from arrival number `start` (the first is 1)
+    on."""
+
+    seed: int
+    name: str
+    start: int
+    than: str
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What was compared, for the report. `model` None: the tiny one. `ranked_by`: the measure that counts, reward where
+    the campaigns pay for more than clicks."""
+
+    world: str
+    impressions: int
+    increment: int
+    model: str | None = None
+    ranked_by: Literal["mean_ctr", "mean_reward"] = "mean_ctr"
+    failed: tuple[Failed, ...] = ()
+    apart: tuple[Apart, ...] = ()

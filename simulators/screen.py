@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from simulators.report import DemoResult
+from simulators.results import DemoResult
 from simulators.traffic import Shown
 
 RECENT = 2000  # impressions behind the figures shown while it runs

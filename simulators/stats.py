@@ -2,10 +2,32 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
+
+
+def share(part: float, whole: float | None) -> float | None:
+    """part / whole; None where there is no whole, or the share is no number."""
+    if whole is None or not whole > 0.0:
+        return None
+    ratio = part / whole
+    return ratio if math.isfinite(ratio) else None
+
+
+def finite(figures: Any) -> Any:
+    """The same figures with None for what JSON has no number for (NaN and the infinities), at any depth."""
+    if isinstance(figures, float):
+        return figures if math.isfinite(figures) else None
+    if isinstance(figures, dict):
+        return {name: finite(one) for name, one in figures.items()}
+    if isinstance(figures, list | tuple):
+        return [finite(one) for one in figures]
+    return figures
 
 
 def captured_share(earned: Floats, uniform: Floats, best: Floats) -> float:

@@ -14,6 +14,8 @@ MEASURES = (
     "last_tenth_ctr",
     "share_of_oracle",
     "mean_reward",
+    "last_tenth_reward",
+    "share_of_reward",
     "kl",
     "valid_share",
     "distinct_texts",

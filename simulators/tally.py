@@ -1,4 +1,4 @@
-"""What a demo's impressions amount to. Pure: records of impressions in, figures out (shapes: simulators/report.py).
+"""What a demo's impressions amount to. Pure: records of impressions in, figures out (shapes: simulators/results.py).
 
 Rates are the world's true click rates of what was shown, so they carry no click noise; intervals come from realised
 clicks, since a real advertiser sees nothing else. `METHOD` says so to the reader of the report.
@@ -14,7 +14,7 @@ from statistics import fmean
 from optimizer.errors import AdloopError
 from optimizer.maths.intervals import Interval, Moments, lift
 from optimizer.maths.proportions import wilson
-from simulators.report import CurvePoint, SegmentRow, TextPair, TrafficBin
+from simulators.results import CurvePoint, SegmentRow, TextPair, TrafficBin
 from simulators.traffic import Shown
 
 CURVE_BINS = 40

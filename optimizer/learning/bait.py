@@ -10,7 +10,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from optimizer.maths.sentinel import Response, baits, conversions, windows
+from optimizer.maths.sentinel import Ailment, Response, baits, conversions, windows
+from optimizer.ranges import SHARE_OVER_0, check_ranges, whole
 from optimizer.types import Outcome
 
 Floats = NDArray[np.float64]
@@ -24,7 +25,8 @@ class BaitConfig:
     share of the `delays` newest clicks and conversions that is waited for; what comes later counts nowhere, so that old
     and new are treated alike. `least`: before so many conversions have come nothing is compared. `recent_ms`: nothing
     older is of late; a campaign that has shown nothing for so long begins anew. `kept`: first and newest impressions
-    held a campaign, each, or fewer where all campaigns together would hold more than `kept_in_all`."""
+    held a campaign, each, or fewer where all campaigns together would hold more than `kept_in_all`. Raises ConfigError
+    for what is out of its range."""
 
     conversions: int = 30
     arrived: float = 0.8
@@ -34,11 +36,23 @@ class BaitConfig:
     kept: int = 10_000
     kept_in_all: int = 200_000
 
+    def __post_init__(self) -> None:
+        check_ranges(
+            self,
+            conversions=whole(1),
+            arrived=SHARE_OVER_0,
+            delays=whole(1),
+            least=whole(1),
+            recent_ms=whole(1),
+            kept=whole(1),
+            kept_in_all=whole(1),
+        )
+
 
 class Found(NamedTuple):
-    """Why it looks like bait, a phrase; and the oldest impression that says so (Unix ms)."""
+    """Why it looks like bait; and the oldest impression that says so (Unix ms)."""
 
-    why: str
+    ailment: Ailment
     since_ms: int
 
 
@@ -120,8 +134,8 @@ class BaitWatch:
         sums = [one.by_segment(own) for one, own in compared]
         before, late = (np.concatenate(some).T for some in zip(*sums, strict=True))
         found = conversions(Response(*before), Response(*late))
-        why = None if found is None else baits(found)
-        return None if why is None else Found(why, min(int(one.ts[-own]) for one, own in compared))
+        ailment = None if found is None else baits(found)
+        return None if ailment is None else Found(ailment, min(int(one.ts[-own]) for one, own in compared))
 
     def _let_go(self, recent: float) -> None:
         """Campaigns that have shown nothing since then, and of the largest what is more than all may hold."""

@@ -161,7 +161,7 @@ def _resolve(model: str) -> Path:
 def _digest(folder: Path) -> str:
     digest = hashlib.sha256()
     for path in sorted(folder.iterdir()):
-        if path.suffix in (".safetensors", ".json", ".txt", ".model") and path.name != "README.md":
+        if path.suffix in (".safetensors", ".json", ".txt", ".model"):
             digest.update(path.name.encode())
             with path.open("rb") as file:
                 digest.update(hashlib.file_digest(file, "sha256").digest())

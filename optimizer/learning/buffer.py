@@ -108,12 +108,14 @@ class OpenShown(NamedTuple):
 class ReplayBuffer:
     """Holds at most `capacity` decisions one by one; older ones stay in the totals of their rows, as they last stood.
 
-    Not thread-safe. Deterministic: bootstrap weights are a hash of the decision_id, Poisson(1) (Oza, Russell 2001)."""
+    `evicted`: decisions that went so, in all. `stale_revisions`: revisions that came for decisions no longer held, and
+    changed nothing. Not thread-safe. Deterministic: bootstrap weights are a hash of the decision_id, Poisson(1) (Oza,
+    Russell 2001)."""
 
     def __init__(self, heads: int, capacity: int = 400_000, salt: int = 0) -> None:
         self.heads = heads
         self.capacity = capacity
-        self.stale_revisions = 0
+        self.evicted = self.stale_revisions = 0
         self.entries: dict[str, Entry] = {}
         self._revisions: dict[str, int] = {}
         self._open: dict[str, None] = {}
@@ -125,7 +127,6 @@ class ReplayBuffer:
         self._settled = np.zeros((0, heads), np.float32)
         self._unclicked_extra = np.zeros((0, heads), np.float32)
         self._poisson = np.random.default_rng([salt, heads]).poisson(1.0, (BOOTSTRAP_ROWS, heads)).astype(np.float32)
-        self.last_evicted = 0
         # Old evidence is made light by making new evidence heavy: sums need not be touched, and what a late revision
         # takes back is what was once put in.
         self._unit = 1.0
@@ -265,7 +266,7 @@ class ReplayBuffer:
         if name in self._open:
             del self._open[name]
             self._settled[entry.row] += entry.mass * self.bootstrap(name)
-        self.last_evicted += 1
+        self.evicted += 1
 
     def _let_go(self, name: str) -> None:
         self._gone[name] = None
@@ -346,6 +347,8 @@ class ReplayBuffer:
         return moved
 
     def totals(self) -> Totals:
+        """The rows' sums, beside a decision of now that weighs 1; `settle` first. Copies: what comes later leaves them
+        as they are."""
         count = len(self._rows)
         unit = np.float32(1.0 / self._unit)
         return Totals(self._clicked[:count] * unit, self._settled[:count] * unit, self._unclicked_extra[:count] * unit)

@@ -4,7 +4,6 @@ seconds to load, and help and refusals come at once."""
 from __future__ import annotations
 
 import argparse
-import math
 import signal
 import sys
 import threading
@@ -15,6 +14,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from optimizer.arguments import natural, number
 from optimizer.clock import SystemClock
 from optimizer.errors import AdloopError, ConfigError
 from optimizer.learning.owncorpus import read_own_corpus
@@ -49,8 +49,8 @@ def main_learn(argv: Sequence[str]) -> int:
     """`python -m optimizer learn --log URL --data DIR`."""
     parser = learn_parser()
     args = parser.parse_args(argv)
-    if not 0 < args.kl_budget < math.inf:
-        parser.error(f"--kl-budget: got {args.kl_budget}, expected more than 0 nats, and not infinitely many")
+    if args.kl_budget == 0:
+        parser.error("--kl-budget: got 0, expected more than 0 nats")
     stopping = threading.Event()
     shown, told = bar(Console(stderr=True))
     try:
@@ -61,14 +61,15 @@ def main_learn(argv: Sequence[str]) -> int:
             with shown:
                 learning = open_learning(args.data, args.model, told)
             share_processor()
-            learner = learning.learner(log, SystemClock(), LearnerConfig(kl_budget=args.kl_budget))
-            # From here on a step is finished first; before, a signal interrupts what may take minutes.
-            for name in (signal.SIGTERM, signal.SIGINT):
-                signal.signal(name, lambda *_: stopping.set())
-            print("learning; Ctrl-C stops", file=sys.stderr, flush=True)
-            step_until(stopping, learner.step)
+            config = LearnerConfig(kl_budget=args.kl_budget)
+            with closing(learning.learner(log, SystemClock(), config)) as learner:
+                # From here on a step is finished first; before, a signal interrupts what may take minutes.
+                for name in (signal.SIGTERM, signal.SIGINT):
+                    signal.signal(name, lambda *_: stopping.set())
+                print("learning; Ctrl-C stops", file=sys.stderr, flush=True)
+                step_until(stopping, learner.step)
     except (AdloopError, OSError) as error:
-        print(f"optimizer learn: {error}", file=sys.stderr)
+        print(f"adloop learn: {error}", file=sys.stderr)
         return 1
     return 0
 
@@ -76,28 +77,30 @@ def main_learn(argv: Sequence[str]) -> int:
 def learn_parser() -> argparse.ArgumentParser:
     """The options of `learn`."""
     parser = argparse.ArgumentParser(
-        prog="optimizer learn", description="Teach critic and policy from the outcomes in the log."
+        prog="adloop learn", description="Teach critic and policy from the outcomes in the log."
     )
     parser.add_argument("--log", required=True, help="sqlite:///PATH or kafka://HOST:PORT[,HOST:PORT]?prefix=adloop.")
     parser.add_argument("--data", required=True, type=Path, help="folder of the policy store and the base model")
     parser.add_argument(
         "--model", help="Hugging Face name or folder of a causal language model (default: the tiny one)"
     )
-    parser.add_argument("--kl-budget", type=float, default=KL_BUDGET, help="nats per sequence (default %(default)s)")
+    parser.add_argument(
+        "--kl-budget", type=number(0.0), default=KL_BUDGET, help="nats per sequence (default %(default)s)"
+    )
     return parser
 
 
 def main_pretrain(argv: Sequence[str]) -> int:
     """`python -m optimizer pretrain [--corpus FILE] --out DIR`."""
     parser = argparse.ArgumentParser(
-        prog="optimizer pretrain",
+        prog="adloop pretrain",
         description="Train the tiny language model, on the generated ad copy or on your own texts.",
     )
     parser.add_argument(
         "--corpus", type=Path, help="your texts: .txt (one a line), .csv or .jsonl (see docs/pretrain.md)"
     )
     parser.add_argument("--out", type=Path, help="folder for the model (with --corpus); use it as --model FOLDER")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=natural, default=0)
     args = parser.parse_args(argv)
     if (args.corpus is None) != (args.out is None):
         parser.error("--corpus and --out go together")
@@ -106,7 +109,7 @@ def main_pretrain(argv: Sequence[str]) -> int:
         with shown:
             folder = _pretrain(args.corpus, args.out, args.seed, told)
     except (AdloopError, OSError) as error:
-        print(f"optimizer pretrain: {error}", file=sys.stderr)
+        print(f"adloop pretrain: {error}", file=sys.stderr)
         return 1
     print(folder)
     return 0

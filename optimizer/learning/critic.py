@@ -41,6 +41,7 @@ from optimizer.learning.values import VALUES, Values
 from optimizer.learning.view import OUTPUTS, CriticView, OutputView
 from optimizer.maths.delay import still_to_come
 from optimizer.maths.drift import DriftWatch
+from optimizer.ranges import NOT_NEGATIVE, POSITIVE, SHARE_BETWEEN, SHARE_OVER_0, check_ranges, whole
 from optimizer.types import Campaign, Outcome, RewardWeights, Scalar
 
 Floats = NDArray[np.float32]
@@ -56,15 +57,18 @@ BESIDE_TEXT, BESIDE_PLACE = 2.0, 0.3  # the first prior scales of what converts,
 
 @dataclass(frozen=True)
 class CriticConfig:
-    """`steps`: passes per increment. `rows_per_pass`: rows sampled for a pass where there are more. `target_every`:
-    increments between copies of the heads into the target network. `first_rate`: click rate expected before any
-    data. `prior`: width of the text features' first prior scales, in units of PRIOR_SCALE. `spread`: by how much
-    serving's heads differ from their mean, as a share of what they were trained to; below 1 it explores less than
-    Thompson sampling would (posterior reshaping: Chapelle, Li 2011, section 2). `kept_at_drift`: what evidence from
-    before an abrupt change weighs beside what comes after it. `shared_evidence`: the prior scales are learnt with
-    features that always come together sharing what a text says (heads.py:learn_scales). `guard`: conversions that are
-    not paid for are learnt all the same, and clicks without them count less. `staleness_days`: what was last shown so
-    long ago, in the log's time, is forgotten, and so is the oldest where there are more than `most_rows` rows."""
+    """`heads`: bootstrapped heads of each output. `steps`: passes per increment. `learning_rate`: Adam's, in prior
+    standard deviations a step. `rows_per_pass`: rows sampled for a pass where there are more. `target_every`:
+    increments between copies of the heads into the target network. `first_rate`: click rate expected before any data.
+    `prior`: width of the text features' first prior scales, in units of PRIOR_SCALE. `spread`: by how much serving's
+    heads differ from their mean, as a share of what they were trained to; below 1 it explores less than Thompson
+    sampling would (posterior reshaping: Chapelle, Li 2011, section 2). `kept_at_drift`: what evidence from before an
+    abrupt change weighs beside what comes after it. `shared_evidence`: the prior scales are learnt with features that
+    always come together sharing what a text says (heads.py:learn_scales). `guard`: conversions that are not paid for
+    are learnt all the same, and clicks without them count less. `staleness_days`: what was last shown so long ago, in
+    the log's time, is forgotten, and so is the oldest where there are more than `most_rows` rows. `age_classes`:
+    classes of age in which it is learnt how late clicks and conversions come, from the `delays_kept` newest of each
+    kind and window. `seed`: of bootstrap weights and priors. Raises ConfigError for what is out of its range."""
 
     heads: int = 24
     steps: int = 12
@@ -82,6 +86,25 @@ class CriticConfig:
     age_classes: int = 12
     delays_kept: int = 4_000
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_ranges(
+            self,
+            heads=whole(1),
+            steps=whole(1),
+            learning_rate=POSITIVE,
+            rows_per_pass=whole(1),
+            target_every=whole(1),
+            first_rate=SHARE_BETWEEN,
+            prior=POSITIVE,
+            spread=NOT_NEGATIVE,
+            kept_at_drift=SHARE_OVER_0,
+            staleness_days=POSITIVE,
+            most_rows=whole(1),
+            age_classes=whole(2),
+            delays_kept=whole(1),
+            seed=whole(0),
+        )
 
 
 class Critic:

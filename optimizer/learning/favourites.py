@@ -24,6 +24,7 @@ from optimizer.learning.prompt import Prompt, build_prompt
 from optimizer.learning.traffic import due, place_name
 from optimizer.learning.view import CriticView
 from optimizer.maths.weights import boltzmann_weights
+from optimizer.ranges import POSITIVE, POSITIVE_OR_ENDLESS, check_ranges, whole
 from optimizer.types import Campaign, Decode
 
 # The whole distribution: a text that cuts would leave out today is pulled back in.
@@ -35,9 +36,9 @@ Place = tuple[Campaign, str]
 class FavouritesConfig:
     """`places`: places in a step. `texts`: of each, the heaviest. `effective`: effective number of the weights over the
     `best` texts by the critic, of which those are a part. `least`: texts that must be there before a place takes part.
-    `steps` an increment; 0 leaves the policy to its gradient. `compare_every`: of a place's texts one in so many, in
-    turn, is compared with the reference and bears the penalty for the place; all of them where those would be fewer
-    than `least_compared` in a step."""
+    `steps` an increment; 0 leaves the policy to its gradient. `clip`: gradient norm. `compare_every`: of a place's
+    texts one in so many, in turn, is compared with the reference and bears the penalty for the place; all of them where
+    those would be fewer than `least_compared` in a step. Raises ConfigError for what is out of its range."""
 
     places: int = 8
     texts: int = 8
@@ -48,6 +49,20 @@ class FavouritesConfig:
     clip: float = 1.0
     compare_every: int = 2
     least_compared: int = 16
+
+    def __post_init__(self) -> None:
+        check_ranges(
+            self,
+            places=whole(1),
+            texts=whole(1),
+            effective=POSITIVE,
+            best=whole(1),
+            least=whole(1),
+            steps=whole(0),
+            clip=POSITIVE_OR_ENDLESS,
+            compare_every=whole(1),
+            least_compared=whole(0),
+        )
 
 
 class Favourites(NamedTuple):

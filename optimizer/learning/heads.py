@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,13 +21,16 @@ from scipy.special import expit
 Floats = NDArray[np.float32]
 PRIOR_ROWS = 4096
 BLOCK = 1024  # features of which a step is taken at once
-
-
-class HeadState(NamedTuple):
-    """What a snapshot holds: `u` float32[F, H] in units of the prior scale, `scale` float32[families]."""
-
-    u: Floats
-    scale: Floats
+# Adam's decays a step. The objective moves with the data: moments of long ago say nothing, so both are shorter than the
+# usual 0.9 and 0.999.
+FIRST_DECAY, SECOND_DECAY = 0.8, 0.95
+# Added to Adam's root mean square, in the gradient's unit (prior standard deviations): where a feature has little but
+# its prior to follow, steps shrink with the gradient instead of keeping their full length.
+ADAM_EPSILON = 0.1
+# A learnt scale moves this part of the way to what the evidence asks for: one increment's evidence is noisy.
+SCALE_STAYS, SCALE_MOVES = 0.7, 0.3
+# It stays between a tenth and five times of the first one, whatever a few features say.
+SCALE_SHRINKS, SCALE_GROWS = 10, 5
 
 
 def prior_draws(ids: NDArray[np.uint64], heads: int, salt: int) -> Floats:
@@ -58,8 +61,7 @@ class _Fit:
         both together. Kingma, Ba 2015 (arXiv 1412.6980, algorithm 1) with fast second moments: the objective moves with
         the data. In blocks that fit the processor's cache: twice as fast."""
         self.steps += 1
-        first, second = 0.8, 0.95
-        of_first, of_second = 1 - first**self.steps, 1 - second**self.steps
+        of_first, of_second = 1 - FIRST_DECAY**self.steps, 1 - SECOND_DECAY**self.steps
         square = 0.0
         for start in range(0, len(self.u), BLOCK):
             part = slice(start, start + BLOCK)
@@ -68,14 +70,14 @@ class _Fit:
             gradient += u
             gradient -= self.z[part]
             square += float(np.vdot(gradient, gradient))
-            m *= first
-            m += np.float32(1 - first) * gradient
+            m *= FIRST_DECAY
+            m += np.float32(1 - FIRST_DECAY) * gradient
             np.square(gradient, out=gradient)
-            v *= second
-            v += np.float32(1 - second) * gradient
+            v *= SECOND_DECAY
+            v += np.float32(1 - SECOND_DECAY) * gradient
             np.divide(v, of_second, out=gradient)
             np.sqrt(gradient, out=gradient)
-            gradient += 0.1
+            gradient += ADAM_EPSILON
             np.divide(m, gradient, out=gradient)
             gradient *= np.float32(rate / of_first)
             u -= gradient
@@ -197,9 +199,9 @@ class Heads:
         energy = np.bincount(self.families, weights=mean_square, minlength=count)
         prior = np.square(self._first_scale.astype(np.float64))
         wanted = np.sqrt((energy + pseudo * prior) / (gamma + pseudo))
-        wanted = np.clip(wanted, self._first_scale / 10, self._first_scale * 5)
+        wanted = np.clip(wanted, self._first_scale / SCALE_SHRINKS, self._first_scale * SCALE_GROWS)
         # Weights keep their values where the scale moves: u = w / sigma.
-        moved = np.where(self._learnt, 0.7 * self.scale + 0.3 * wanted, self.scale).astype(np.float32)
+        moved = np.where(self._learnt, SCALE_STAYS * self.scale + SCALE_MOVES * wanted, self.scale).astype(np.float32)
         ratio = (self.scale / moved)[self.families][:, None]
         self.u *= ratio
         self.scale = moved
@@ -208,6 +210,3 @@ class Heads:
         """Forget all features but these, ascending; they take their places in this order."""
         self.families = self.families[columns]
         self.u, self._z, self._m, self._v = (each[columns] for each in (self.u, self._z, self._m, self._v))
-
-    def state(self) -> HeadState:
-        return HeadState(self.u.copy(), self.scale.copy())

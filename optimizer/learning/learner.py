@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import logging
 import math
+from contextlib import ExitStack
 from pathlib import Path
 
 import msgspec
 
 from optimizer.clock import Clock
-from optimizer.control import HALT_FILE, PAUSE_FILE, halt_reason, put_file, resumed_ms
+from optimizer.control import PAUSE_FILE, halt_reason, resumed_ms, write_halt
 from optimizer.errors import StoreError
 from optimizer.learning.base import BaseModel, load_policy, load_version
 from optimizer.learning.config import LearnerConfig
@@ -34,11 +35,13 @@ from optimizer.types import Outcome, PolicyRecord, Scalar, Stage, to_json
 
 logger = logging.getLogger(__name__)
 STATE_FILE = "learner.state"
+INCREMENTS_A_FIT = 10  # increments' worth of outcomes for which the critic is fitted once more, where much is read
+TIDY_EVERY = 10  # increments between two prunings of the store, at which the optimizer's state is kept too
 MOST_ANCESTORS = 40  # versions since which the optimizer's state may have been kept
 
 
 class Learner:
-    """One process of these at a time for a log. Not thread-safe, but for `status`."""
+    """One process of these at a time for a log. Not thread-safe."""
 
     def __init__(
         self,
@@ -49,8 +52,12 @@ class Learner:
         config: LearnerConfig,
         data: Path | None = None,
     ) -> None:
-        """`base` None: the critic alone learns (`config.train_policy` must be False). `data` holds the pause file, why
-        learning has halted, and the optimizer's state."""
+        """Goes on from the live version; where none is live, it publishes the reference, the base model's weights and
+        an untaught critic, as the first.
+
+        `base` None: the critic alone learns (`config.train_policy` must be False). `data` holds the pause file, why
+        learning has halted, and the optimizer's state. Raises StoreError where no version that was live can be loaded,
+        or none be published, ConfigError for a base model that can't be."""
         if base is None and config.train_policy:
             raise ValueError("base: got None, expected a base model, or train_policy=False")
         self.config = config
@@ -63,14 +70,10 @@ class Learner:
         self._told: Vitals | None = None
         self._data = data
         self._state_file = data / STATE_FILE if data is not None else None
-        self._halted = ""
+        self._halted = "" if data is None else halt_reason(data)
         self._guarded = GuardedDecode()
-        self._campaigns = campaign_table(log, self._guarded)
-        self._policies = policy_table(log, self._guarded)
-        self._shelf = PoolShelf(log, noted=self.sentinel.note_pool, guarded=self._guarded)
         start = whole(log, "outcomes")
         self._outcome_places = tuple(start)
-        self._outcomes = log.reader(start)
         self._decoder = msgspec.json.Decoder(Outcome)
         self._waiting = 0
         self._waiting_since_ms = 0
@@ -78,11 +81,27 @@ class Learner:
         self._head: str | None = None
         self._refused: str | None = None
         self.trainer: PolicyTrainer | None = None
-        if base is not None and config.train_policy:
-            self.trainer = PolicyTrainer(load_policy(base), config, self.critic, self._shelf, self._campaigns.rows)
-        if data is not None and (resumed := resumed_ms(data)) is not None:
-            self.sentinel.forgive(resumed)
-        self._adopt()
+        with ExitStack() as unless_made:
+            self._campaigns = campaign_table(log, self._guarded)
+            unless_made.callback(self._campaigns.close)
+            self._policies = policy_table(log, self._guarded)
+            unless_made.callback(self._policies.close)
+            self._shelf = PoolShelf(log, noted=self.sentinel.note_pool, guarded=self._guarded)
+            unless_made.callback(self._shelf.close)
+            self._outcomes = log.reader(start)
+            unless_made.callback(self._outcomes.close)
+            if base is not None and config.train_policy:
+                self.trainer = PolicyTrainer(load_policy(base), config, self.critic, self._shelf, self._campaigns.rows)
+            if data is not None and (resumed := resumed_ms(data)) is not None:
+                self.sentinel.forgive(resumed)
+            self._adopt()
+            unless_made.pop_all()
+
+    def close(self) -> None:
+        """Let go of the log. What has been learnt is in the versions that were published."""
+        with ExitStack() as stack:  # each, also where one fails
+            for held in (self._outcomes, self._shelf, self._policies, self._campaigns):
+                stack.callback(held.close)
 
     @property
     def last(self) -> UpdateReport | None:
@@ -99,6 +118,7 @@ class Learner:
     def step(self) -> bool:
         """Read what is new and, where there is enough of it, take an increment. False where there was nothing to do."""
         read = self._read_outcomes()
+        self._look_for_resume()
         if self.paused or self.halted:
             return read > 0
         # After a restart the whole history is read before anything is learnt from a part of it.
@@ -123,14 +143,17 @@ class Learner:
 
     @property
     def halted(self) -> str:
-        """Why the sentinel has halted learning, also before a restart; empty where it has not, or where an operator has
-        resumed since (POST /v1/learner/resume)."""
+        """Why the sentinel has halted learning, also before a restart; empty where it has not. As the last step found
+        it: what an operator resumes (POST /v1/learner/resume) goes on with the next one."""
+        return self._halted
+
+    def _look_for_resume(self) -> None:
+        """See whether learning has been halted or resumed, by this process or another."""
         if self._data is None:
-            return self._halted
+            return
         before, self._halted = self._halted, halt_reason(self._data)
         if before and not self._halted:
             self.sentinel.forgive(resumed_ms(self._data))
-        return self._halted
 
     def _read_outcomes(self) -> int:
         records = self._outcomes.poll(self.config.outcomes_per_poll)
@@ -168,7 +191,7 @@ class Learner:
     def increment(self) -> Manifest:
         """One increment on what has been read; the published version's manifest, or that of the version it halts at."""
         # A long history read at once is learnt as it would have been bit by bit.
-        fits = min(self.config.catch_up_fits, max(1, self._waiting // (10 * self.config.min_outcomes)))
+        fits = min(self.config.catch_up_fits, max(1, self._waiting // (INCREMENTS_A_FIT * self.config.min_outcomes)))
         self._waiting = 0
         self.increments += 1
         self._adopt()
@@ -193,15 +216,16 @@ class Learner:
     def _halt(self, halt: Halt) -> Manifest:
         """Learn no further until an operator resumes; the last version from before it went wrong is live again."""
         assert self._head is not None
-        logger.error("learning is halted: %s; POST /v1/learner/resume goes on", halt.why)
+        reason, why = halt.ailment
+        logger.error("learning is halted (%s): %s; POST /v1/learner/resume goes on", reason, why)
         if self.trainer is not None:
             self.trainer.take_back()
         # The log first: where that fails the halt is tried again, and no ill version stays live behind the file.
         self._log.append([Append("policies", record.version, to_json(record)) for record in self._taken_back(halt)])
         self._policies.refresh()
-        self._halted = halt.why
         if self._data is not None:
-            put_file(self._data / HALT_FILE, halt.why + "\n")
+            write_halt(self._data, reason, why)
+        self._halted = why
         return self._store.manifest(self._head)
 
     def _taken_back(self, halt: Halt) -> list[PolicyRecord]:
@@ -217,13 +241,15 @@ class Learner:
             ),
             max((at for at, record in enumerate(lives) if record.version in held), default=0),
         )
-        evidence: dict[str, Scalar | None] = {"by": "sentinel", "why": halt.why}
+        reason, why = halt.ailment
+        evidence: dict[str, Scalar | None] = {"by": "sentinel", "reason": reason, "why": why}
+        told = {**lives[good].evidence, "halted": why, "halted_by": reason}
         now_ms = self._clock.now_ms()
         changed = [
             msgspec.structs.replace(record, stage="rolled_back", ts=now_ms, evidence={**record.evidence, **evidence})
             for record in lives[:good]
         ]
-        return [*changed, msgspec.structs.replace(lives[good], evidence={**lives[good].evidence, "halted": halt.why})]
+        return [*changed, msgspec.structs.replace(lives[good], evidence=told)]
 
     def _recent_versions(self) -> set[str]:
         rows = self._policies.rows
@@ -305,6 +331,9 @@ class Learner:
             "increment": self.increments,
             "outcomes": len(self.critic.buffer.entries),
             "bad_records": self.bad_records,
+            "unused_outcomes": self.unused_outcomes,
+            "stale_revisions": self.critic.buffer.stale_revisions,
+            "evicted_decisions": self.critic.buffer.evicted,
             "outcomes_to": ",".join(f"{at.partition}:{self._outcomes.position(at)}" for at in self._outcome_places),
             "critic_version": view.version,
         }
@@ -323,7 +352,7 @@ class Learner:
         if self.trainer is not None:
             self.trainer.policy.version = manifest.version
         self._touched.clear()
-        if self.increments % 10 == 0:
+        if self.increments % TIDY_EVERY == 0:
             self._store.prune({manifest.version})
             if self.trainer is not None and self._state_file is not None and self.sentinel.healthy:
                 self.trainer.save(self._state_file)

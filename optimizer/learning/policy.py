@@ -24,7 +24,7 @@ from optimizer.learning.prompt import Prompt
 from optimizer.learning.tokenizer import TextCodec
 from optimizer.maths.decoding import draw_tokens
 from optimizer.maths.positions import drawn_log_probs, reference_log_probs, score_positions
-from optimizer.types import Decode
+from optimizer.types import Decode, Slot
 
 MAX_SLOT_TOKENS = 96
 LEAST_SLOT_TOKENS = 8
@@ -113,6 +113,7 @@ class LanguagePolicy:
             value.copy_(tensors[name])
 
     def prompt_ids(self, prompt: Prompt) -> list[int]:
+        """The tokens of the prompt's first line, in the form that this model was trained on; the slots come after."""
         return self.codec.encode(self._line(prompt))
 
     def _line(self, prompt: Prompt) -> str:
@@ -140,10 +141,17 @@ class LanguagePolicy:
         cancelled: Callable[[], bool] = lambda: False,
         starts: Sequence[Sequence[Start]] | None = None,
     ) -> list[list[Sample]]:
-        """n samples for each prompt (all with the same slots). Raises Cancelled as soon as `cancelled()` is true.
+        """n samples for each prompt, all of which have the same slots: they are written side by side. Raises ValueError
+        where they have not, Cancelled as soon as `cancelled()` is true.
 
         `starts`: of each prompt n beginnings to go on from; `log_probs` and `embedding` are then of the tokens drawn
         here alone."""
+        other = next((prompt for prompt in prompts if prompt.slots != prompts[0].slots), None)
+        if other is not None:
+            raise ValueError(
+                f"prompts: got slots {_described(prompts[0].slots)} and {_described(other.slots)}, expected the same "
+                "for all prompts of a call; sample those with other slots in a call of their own"
+            )
         self.model.eval()
         at_once = max(1, ROWS_AT_ONCE // n)
         samples: list[list[Sample]] = []
@@ -425,12 +433,11 @@ class _Line(NamedTuple):
     hidden: Tensor
 
 
+def _described(slots: Sequence[Slot]) -> str:
+    return ", ".join(f"{slot.name} ({slot.max_chars})" for slot in slots)
+
+
 def fits_in(codec: TextCodec, prompt: Prompt, limit: int) -> bool:
     """Whether a prompt fits in `limit` tokens, and its slots' names with 8 tokens of text each in as many again."""
     slots = sum(len(codec.encode(f"{slot.name}:")) + LEAST_SLOT_TOKENS for slot in prompt.slots)
     return len(codec.encode(prompt.text)) <= limit and slots <= limit
-
-
-def embedding_of(candidate_embedding: str) -> np.ndarray:
-    """float32[d] from a candidate's base64 float16 embedding."""
-    return np.frombuffer(base64.b64decode(candidate_embedding), dtype="<f2").astype(np.float32)

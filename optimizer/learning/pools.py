@@ -49,6 +49,10 @@ class PoolShelf:
                     count += 1
         return count
 
+    def close(self) -> None:
+        """Let go of the log; what is on the shelf stays."""
+        self._reader.close()
+
     def _take(self, pool: Pool) -> None:
         self._pools[pool.pool_id] = pool
         self.archive.add(pool)

@@ -10,12 +10,16 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from optimizer.errors import ConfigError
 from optimizer.learning.corpus import generate_corpus
 from optimizer.learning.prompt import Prompt, summarise
+from optimizer.ranges import NOT_NEGATIVE, POSITIVE, SHARE, check_ranges, whole
 from optimizer.types import Slot
 
 MARKER = "adloop.json"
 FINGERPRINT_ROWS = 1_000
+LEAST_VOCABULARY = 257  # every byte, and the end of a text
+LEAST_POSITIONS = 32  # half of them for the prompt, and a slot's name and 8 tokens of its text in the others
 Line = tuple[Prompt, dict[str, str]]
 """One training example: a prompt and the slot texts to be written for it."""
 Progress = Callable[[str, int, int], None]
@@ -24,7 +28,12 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class PretrainConfig:
-    """The tiny model's shape and schedule. `rows` are training examples, each seen `epochs` times."""
+    """The tiny model's shape and schedule. `layers`, `width` and `heads` are GPT-2's, `vocab_size` the most tokens of
+    its tokenizer, `positions` its context in tokens. `rows` are training examples, each seen `epochs` times,
+    `batch_rows` at a time. `matrix_learning_rate` and `weight_decay` are Muon's, for the layers' matrices;
+    `learning_rate` AdamW's, for all else. `warmup`: share of the steps in which the rates rise. `version`: raised where
+    the training itself changes, so that the cache keeps the models apart. Raises ConfigError for what is out of its
+    range."""
 
     layers: int = 4
     width: int = 128
@@ -40,6 +49,30 @@ class PretrainConfig:
     warmup: float = 0.03
     seed: int = 0
     version: int = 5
+
+    def __post_init__(self) -> None:
+        check_ranges(
+            self,
+            layers=whole(1),
+            width=whole(1),
+            heads=whole(1),
+            vocab_size=whole(LEAST_VOCABULARY),
+            positions=whole(LEAST_POSITIONS),
+            rows=whole(1),
+            epochs=POSITIVE,
+            batch_rows=whole(1),
+            learning_rate=POSITIVE,
+            matrix_learning_rate=POSITIVE,
+            weight_decay=NOT_NEGATIVE,
+            warmup=SHARE,
+            seed=whole(0),
+            version=whole(1),
+        )
+        if self.width % self.heads:
+            raise ConfigError(
+                f"PretrainConfig.width: got {self.width}, expected a multiple of heads, which is {self.heads}; "
+                "each head takes an equal part of it"
+            )
 
 
 def corpus_hash(config: PretrainConfig, lines: Iterable[Line]) -> str:

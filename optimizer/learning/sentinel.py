@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from optimizer.learning.bait import BaitConfig, BaitWatch
-from optimizer.maths.sentinel import Limits, Vitals, ails
+from optimizer.maths.sentinel import Ailment, Limits, Vitals, ails
+from optimizer.ranges import check_ranges, whole
 from optimizer.types import Outcome, Pool
 
 UNKNOWN = float("nan")
@@ -20,7 +21,8 @@ UNKNOWN = float("nan")
 @dataclass(frozen=True)
 class SentinelConfig:
     """`patience`: times in a row that something must look wrong. `samples`: newest texts that figures about samples are
-    made of, `first_samples`: a campaign's first ones, which they are compared with."""
+    made of, `first_samples`: a campaign's first ones, which they are compared with. `bait`: options of the watch for
+    bait. `limits`: what is no longer healthy. Raises ConfigError for what is out of its range."""
 
     patience: int = 3
     samples: int = 512
@@ -28,11 +30,14 @@ class SentinelConfig:
     bait: BaitConfig = field(default_factory=BaitConfig)
     limits: Limits = field(default_factory=Limits)
 
+    def __post_init__(self) -> None:
+        check_ranges(self, patience=whole(1), samples=whole(2), first_samples=whole(1))
+
 
 class Halt(NamedTuple):
-    """Why learning has to stop, a phrase; and since when it has been wrong (Unix ms)."""
+    """Why learning has to stop; and since when it has been wrong (Unix ms)."""
 
-    why: str
+    ailment: Ailment
     since_ms: int
 
 
@@ -115,19 +120,19 @@ class Sentinel:
 
     def judge(self, vitals: Vitals | None, now_ms: int) -> Halt | None:
         """Whether learning has to stop. `vitals` None: of the policy nothing new is known."""
-        why = None if vitals is None else ails(vitals, self.config.limits)
+        ailment = None if vitals is None else ails(vitals, self.config.limits)
         since_ms = now_ms
-        if why is None:
+        if ailment is None:
             found = self.bait.look()
             if found is not None:
-                why, since_ms = found
-        if why is None:
+                ailment, since_ms = found
+        if ailment is None:
             self._ill = 0
             return None
         if not self._ill:
             self._since_ms = since_ms
         self._ill += 1
-        return Halt(why, self._since_ms) if self._ill >= self.config.patience else None
+        return Halt(ailment, self._since_ms) if self._ill >= self.config.patience else None
 
     @property
     def healthy(self) -> bool:

@@ -30,6 +30,13 @@ from optimizer.types import Campaign, Pool
 
 logger = logging.getLogger(__name__)
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+BETAS = (0.9, 0.98)  # Adam's decays a step; the usual 0.999 would remember the policy of a thousand steps before
+FIRST_KL_WEIGHT = 0.05  # of the reward's scale per nat: where the controller starts from
+# The reward's scale moves a tenth of the way an increment, so that one odd batch does not set the step's length.
+SCALE_STAYS, SCALE_MOVES = 0.9, 0.1
+LEAST_SCALE = 1e-6  # prices: the advantages of equals are divided by no less
+BACK_STEPS = 6  # steps on the penalty alone before an increment over its budget is taken back
+BACK_WEIGHT = 0.1  # their penalty per nat at the least: one that has grown small would bring nothing back
 STEP_TEXTS = 32  # texts on which the divergence of one version from the one before is measured
 
 
@@ -49,7 +56,7 @@ class PolicyTrainer:
         """`campaigns` by tenant/campaign_id, kept up to date by the caller."""
         self.policy = policy
         self.config = config
-        self.kl = KlController(budget=config.kl_aim * config.kl_budget, weight=0.05)
+        self.kl = KlController(budget=config.kl_aim * config.kl_budget, weight=FIRST_KL_WEIGHT)
         self.kl_step = math.nan
         self.kl_before = math.nan
         self.skipped_steps = self.clipped_steps = self.tempered_steps = 0
@@ -67,7 +74,7 @@ class PolicyTrainer:
         """The weights are others now, `kl` nats from the reference (infinity: not known): a new optimizer."""
         self._accepted_kl = kl
         parameters = list(self.policy.trainable().values())
-        self._optimizer = torch.optim.Adam(parameters, lr=self.config.update.learning_rate, betas=(0.9, 0.98))
+        self._optimizer = torch.optim.Adam(parameters, lr=self.config.update.learning_rate, betas=BETAS)
 
     def increment(self, view: CriticView, touched: Mapping[str, None], versions: set[str]) -> None:
         """One increment by this critic. `touched`: pools with news; `versions`: those whose pools may train."""
@@ -166,7 +173,7 @@ class PolicyTrainer:
                 continue
             prompt = build_prompt(campaign, pool.segment)
             some = [text.token_ids for text in pool.candidates if text.token_ids and not text.kept]
-            for ids in some[: STEP_TEXTS // self.config.pools_per_increment]:
+            for ids in some[: max(1, STEP_TEXTS // self.config.pools_per_increment)]:
                 prompts.append(prompt)
                 tokens.append(ids)
         return prompts, tokens
@@ -176,8 +183,9 @@ class PolicyTrainer:
             return
         spread = float(np.sqrt(np.mean([np.var(batch.q / batch.price) for batch in batches])))
         # Moves slowly and never to nothing: a pool of equals must not blow its noise up.
-        self._reward_scale = spread if self._reward_scale == 0 else 0.9 * self._reward_scale + 0.1 * spread
-        scale = max(self._reward_scale, 1e-6)
+        moved = SCALE_STAYS * self._reward_scale + SCALE_MOVES * spread
+        self._reward_scale = spread if self._reward_scale == 0 else moved
+        scale = max(self._reward_scale, LEAST_SCALE)
         self._follow_favourites(view)
         self.last = update_policy(
             self.policy, self._optimizer, batches, self.kl.weight, scale, self.config.update, anchors
@@ -209,7 +217,7 @@ class PolicyTrainer:
         config = self.config.update
         if self.last is None or not self.last.sequences:
             return
-        for _ in range(6):
+        for _ in range(BACK_STEPS):
             if self.last.kl <= self.config.kl_budget:
                 break
             quiet = [
@@ -223,7 +231,7 @@ class PolicyTrainer:
             ]
             if not quiet:
                 return
-            weight = max(self.kl.weight, 0.1)
+            weight = max(self.kl.weight, BACK_WEIGHT)
             self.last = update_policy(self.policy, self._optimizer, quiet, weight, 1.0, config, anchors)
             self._count(self.last)
         # Where a version already is over the budget (which may have been lowered), every step back towards it is kept.

@@ -22,6 +22,14 @@ from optimizer.learning.policy import Anchor, LanguagePolicy
 from optimizer.learning.prompt import Prompt
 from optimizer.maths.gradient import doubly_robust_factors
 from optimizer.maths.weights import effective_sample_size, tempered, truncated_ratios
+from optimizer.ranges import (
+    NOT_NEGATIVE,
+    NOT_NEGATIVE_OR_ENDLESS,
+    POSITIVE_OR_ENDLESS,
+    SHARE,
+    check_ranges,
+    whole,
+)
 from optimizer.types import Pool
 
 Floats = NDArray[np.float64]
@@ -29,14 +37,15 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class UpdateConfig:
-    """`passes`: gradient steps an increment. `ratio_ceiling`: rho-bar. `residual_cap`: largest 1 / s_j, in units of the
-    pool's size (infinity: never capped; docs/decisions.md has the measurement behind the default). `ratio_floor`:
-    effective size of a step's samples, as a share of how many they are, under which their ratios are tempered
-    (maths/weights.py). `clip`: gradient norm.
-    `compare_every`: of the samples one in so many is compared with the reference and bears the penalty for all, since
-    the reference's reading of them is a fifth of a step; all of them where that would leave fewer than
-    `least_compared`. `least_effective`: effective sequences under which the divergence is that of the samples as they
-    are, not as the present policy would weigh them: a mean over two texts says nothing."""
+    """`learning_rate`: Adam's, also of the favourites' steps; 0 leaves the policy as it is. `passes`: gradient steps an
+    increment. `ratio_ceiling`: rho-bar, the largest importance ratio (infinity: never cut). `residual_cap`: largest 1 /
+    s_j, in units of the pool's size (infinity: never capped; docs/decisions.md has the measurement behind the default).
+    `ratio_floor`: effective size of a step's samples, as a share of how many they are, under which their ratios are
+    tempered (maths/weights.py). `clip`: gradient norm. `compare_every`: of the samples one in so many is compared with
+    the reference and bears the penalty for all, since the reference's reading of them is a fifth of a step; all of them
+    where that would leave fewer than `least_compared`. `least_effective`: effective sequences under which the
+    divergence is that of the samples as they are, not as the present policy would weigh them: a mean over two texts
+    says nothing. Raises ConfigError for what is out of its range."""
 
     learning_rate: float = 5e-4
     passes: int = 1
@@ -47,6 +56,20 @@ class UpdateConfig:
     compare_every: int = 2
     least_compared: int = 32
     least_effective: float = 16.0
+
+    def __post_init__(self) -> None:
+        check_ranges(
+            self,
+            learning_rate=NOT_NEGATIVE,
+            passes=whole(1),
+            ratio_ceiling=POSITIVE_OR_ENDLESS,
+            ratio_floor=SHARE,
+            residual_cap=NOT_NEGATIVE_OR_ENDLESS,
+            clip=POSITIVE_OR_ENDLESS,
+            compare_every=whole(1),
+            least_compared=whole(0),
+            least_effective=NOT_NEGATIVE,
+        )
 
 
 class PoolBatch(NamedTuple):

@@ -1,4 +1,4 @@
-"""Attribution: which events count for a decision, and what they are worth (contracts section 4, "What counts").
+"""Attribution: which events count for a decision, and what they are worth (docs/api.md, Attribution).
 
 Pure: an outcome is a function of one decision and the set of its events, whatever order they came in. The joiner's
 state machine (optimizer/stream) decides what is let in and when an outcome closes; the windows are worked out here.
@@ -16,7 +16,6 @@ from msgspec import Struct
 from optimizer.types import Attribution, Components, Decision, EventType, RewardWeights
 
 CLOCK_SKEW_MS: Final = 5_000  # how far the clocks of two senders may disagree
-MOST_EXTRA_RETENTION_MS: Final = 10 * 365 * 24 * 3_600_000  # as long as a campaign's windows may be
 EXTRA_RETENTION_MS: Final = 7 * 24 * 3_600_000  # how long after its windows a decision can still be revised, by default
 GRACE_MS: Final = 3_600_000  # how long after its windows an outcome closes, by default
 _SHOWN: Final = Components()  # and nothing more

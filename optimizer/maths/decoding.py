@@ -30,7 +30,8 @@ def least_kept(scaled: Tensor, decode: Decode) -> Tensor:
 
 
 def decoding_log_probs(logits: Tensor, decode: Decode, barred: Tensor | None = None) -> Tensor:
-    """Log-probabilities of the distribution that is really sampled from.
+    """Log-probabilities of the distribution that is really sampled from, of all tokens: the plain form. The loop uses
+    `draw_tokens` and maths/positions.py, which say the same of the tokens that are drawn; tests hold them against this.
 
     Args:
       logits: float[..., V], unnormalised.
@@ -71,8 +72,13 @@ def draw_tokens(
     return token, (above.gather(1, token).double() - total.log())[:, 0]
 
 
+def at_temperature(logits: Tensor, temperature: float) -> Tensor:
+    """float32, a new tensor: the logits divided by the temperature. Raises ValueError for one that is not over 0."""
+    if not temperature > 0:
+        raise ValueError(f"temperature: got {temperature}, expected > 0; 1 samples as the model says")
+    return logits.float() / temperature
+
+
 def _scaled(logits: Tensor, decode: Decode, barred: Tensor | None) -> Tensor:
-    if not decode.temperature > 0:
-        raise ValueError(f"temperature: got {decode.temperature}, expected > 0")
-    scaled = logits.float() / decode.temperature
+    scaled = at_temperature(logits, decode.temperature)
     return scaled if barred is None else scaled.masked_fill_(barred, -torch.inf)

@@ -5,6 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
+# Expected clicks' worth of belief, before there are any, that as many come as are expected.
+BELIEF = 10.0
+
 
 @dataclass(frozen=True)
 class DriftWatch:
@@ -30,8 +33,8 @@ class DriftWatch:
     warm: float = 100.0
     patience: int = 40
     batch: float = 20.0
-    observed: float = 10.0
-    expected: float = 10.0
+    observed: float = BELIEF
+    expected: float = BELIEF
     warmed: float = 0.0
     held_observed: float = 0.0
     held_expected: float = 0.0

@@ -34,7 +34,3 @@ class KlController:
         error = measured / self.budget - 1.0 if math.isfinite(measured) else 1.0
         step = self.gain * max(-1.0, min(1.0, error))
         return replace(self, weight=min(self.ceiling, max(self.floor, self.weight * math.exp(step))))
-
-    def over(self, measured: float, tolerance: float = 0.0) -> bool:
-        """True where a measurement is beyond the budget by more than the tolerance (a share of the budget)."""
-        return not measured <= self.budget * (1.0 + tolerance)

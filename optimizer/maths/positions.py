@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from optimizer.maths.decoding import least_kept
+from optimizer.maths.decoding import at_temperature, least_kept
 from optimizer.types import Decode
 
 BLOCK, BLOCK_ON_GPU = 32, 128
@@ -79,7 +79,7 @@ def _blocks(logits: Tensor) -> list[slice]:
 
 def _scaled(logits: Tensor, temperature: float, columns: Tensor) -> Tensor:
     """`columns`: the few barred ones by number; a mask would be read once for every position."""
-    return (logits.float() / temperature).index_fill_(1, columns, NEVER)
+    return at_temperature(logits, temperature).index_fill_(1, columns, NEVER)
 
 
 def _near(z: Tensor, top: Tensor, least: Tensor, targets: Tensor, dtype: torch.dtype) -> Tensor:

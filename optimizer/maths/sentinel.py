@@ -10,6 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import hypergeom
 
+from optimizer.errors import ConfigError
+from optimizer.ranges import NOT_NEGATIVE, NOT_NEGATIVE_OR_ENDLESS, POSITIVE_OR_ENDLESS, SHARE, check_ranges
+from optimizer.types import HaltReason
+
 Array = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
@@ -34,7 +38,14 @@ class Vitals(NamedTuple):
 
 @dataclass(frozen=True)
 class Limits:
-    """What is no longer a healthy policy; docs/learning.md has what everyday learning shows."""
+    """What is no longer a healthy policy; docs/learning.md has what everyday learning shows.
+
+    `kl_over`: times the budget, above which the divergence may not be unless it falls. `kl_step`: nats per sequence
+    that a version may move at most. `entropy`: nats per token at the least. `shortest`, `longest`: mean length of the
+    samples over that of the first ones. `duplicates`: share of them that may repeat another. `rejected`: share that the
+    gate may refuse, or `rejected_rise` times what it refused at first if that is more. What switches a
+    limit off: infinity, 1 for a share, 0 for `entropy` and `shortest`.
+    Raises ConfigError for what is out of its range."""
 
     kl_over: float = 1.05
     kl_step: float = 3.0
@@ -45,27 +56,56 @@ class Limits:
     rejected: float = 0.6
     rejected_rise: float = 2.0
 
+    def __post_init__(self) -> None:
+        check_ranges(
+            self,
+            kl_over=POSITIVE_OR_ENDLESS,
+            kl_step=POSITIVE_OR_ENDLESS,
+            entropy=NOT_NEGATIVE,
+            shortest=NOT_NEGATIVE,
+            longest=POSITIVE_OR_ENDLESS,
+            duplicates=SHARE,
+            rejected=SHARE,
+            rejected_rise=NOT_NEGATIVE_OR_ENDLESS,
+        )
+        if self.shortest >= self.longest:
+            raise ConfigError(
+                f"Limits.shortest: got {self.shortest}, expected less than longest, which is {self.longest}; lower it"
+            )
 
-def ails(vitals: Vitals, limits: Limits) -> str | None:
-    """What is wrong with a policy, a phrase with its figures; None where nothing is. Unknown figures ail nothing."""
+
+class Ailment(NamedTuple):
+    """What is wrong: the `reason`, for programs, and `why`, a phrase with its figures, for people."""
+
+    reason: HaltReason
+    why: str
+
+
+def ails(vitals: Vitals, limits: Limits) -> Ailment | None:
+    """What is wrong with a policy; None where nothing is. Unknown figures ail nothing."""
     # A budget that was lowered is approached from above: that is no illness.
     if vitals.kl > limits.kl_over * vitals.kl_budget and not vitals.kl < vitals.kl_before:
-        return f"divergence of {vitals.kl:.1f} nats from the reference, over its budget of {vitals.kl_budget:g}"
+        why = f"divergence of {vitals.kl:.1f} nats from the reference, over its budget of {vitals.kl_budget:g}"
+        return Ailment("kl", why)
     if vitals.kl_step > limits.kl_step:
-        return f"a single version moved by {vitals.kl_step:.1f} nats (at most {limits.kl_step:g})"
+        return Ailment("kl_step", f"a single version moved by {vitals.kl_step:.1f} nats (at most {limits.kl_step:g})")
     if vitals.entropy < limits.entropy:
-        return f"entropy of {vitals.entropy:.2f} nats a token (at least {limits.entropy:g}): always the same text"
+        why = f"entropy of {vitals.entropy:.2f} nats a token (at least {limits.entropy:g}): always the same text"
+        return Ailment("entropy", why)
     if vitals.length < limits.shortest or vitals.length > limits.longest:
-        return (
+        return Ailment(
+            "length",
             f"texts are {vitals.length:.1f} times as long as the first model's "
-            f"({limits.shortest:g} to {limits.longest:g} is usual)"
+            f"({limits.shortest:g} to {limits.longest:g} is usual)",
         )
     if vitals.duplicates > limits.duplicates:
-        return f"{vitals.duplicates:.0%} of the samples repeat another (at most {limits.duplicates:.0%})"
+        why = f"{vitals.duplicates:.0%} of the samples repeat another (at most {limits.duplicates:.0%})"
+        return Ailment("duplicates", why)
     if vitals.rejected > max(limits.rejected, limits.rejected_rise * vitals.rejected_first):
-        return (
+        return Ailment(
+            "rejected",
             f"the gate refuses {vitals.rejected:.0%} of the samples "
-            f"(at most {limits.rejected:.0%}; {vitals.rejected_first:.0%} at first)"
+            f"(at most {limits.rejected:.0%}; {vitals.rejected_first:.0%} at first)",
         )
     return None
 
@@ -142,14 +182,15 @@ def _rate_ratio(count: Array, of: Array, count_before: Array, of_before: Array) 
     return float(np.sum(count * of_before / total)) / before if before > 0 else None
 
 
-def baits(found: Conversions, most_p: float = 1e-4, least_loss: float = 0.1) -> str | None:
-    """Clicks up with conversions down, as a phrase; None where there is no such thing.
+def baits(found: Conversions, most_p: float = 1e-4, least_loss: float = 0.1) -> Ailment | None:
+    """Clicks up with conversions down; None where there is no such thing.
 
     That clicks convert less is no harm while more of them make up for it: conversions per impression must have fallen
     as well, by `least_loss`."""
     if found.clicks_of_shown > 1.0 and found.p < most_p and found.of_shown < 1.0 - least_loss:
-        return (
+        return Ailment(
+            "bait",
             f"clicks are up {found.clicks_of_shown - 1.0:+.0%} and conversions down {found.of_shown - 1.0:+.0%} per "
-            f"impression (so few would have a probability of {found.p:.0e} if clicks converted as before)"
+            f"impression (so few would have a probability of {found.p:.0e} if clicks converted as before)",
         )
     return None

@@ -1,8 +1,13 @@
-"""What is let in: the checks of contracts section 4 on one record, in their order; the first that fails is the reason.
+"""What is let in: the checks of docs/api.md, Attribution, on one record in their order; the first that fails is
+the reason.
 
 Three steps, because a joiner knows more as it goes: `read_decision` and `read_event` look at a record alone,
 `check_against` at an event once its decision is known. What only the state can tell (late, orphan, conflict, a copy)
 is the joiner's to say.
+
+The HTTP edge asks the same before it accepts an event, as far as it can know, by the same functions: `check_kind` and
+`check_token`. Its own are the fields (serving/schemas.py says them to a person) and a coarser look at the clock, since
+it does not know the decision.
 
 A JSON object with a repeated name is let in, the last one standing, as every decoder in use here reads it.
 """
@@ -11,16 +16,17 @@ from __future__ import annotations
 
 import json
 import re
-from typing import Annotated, Final, Literal, TypeVar
+from typing import Annotated, Final, Literal, Protocol, TypeVar
 
 import msgspec
 from msgspec import Meta, Struct
 
 from optimizer.errors import AdloopError
 from optimizer.maths.attribution import CLOCK_SKEW_MS
+from optimizer.stream.guarded import UNREADABLE
 from optimizer.stream.log import Record
 from optimizer.stream.tokens import Claims, TokenError, TokenKeys
-from optimizer.types import Attribution, CountRule, Decision, Event, Reason, RewardWeights
+from optimizer.types import Attribution, CountRule, Decision, Event, EventType, Reason, RewardWeights
 
 MAX_INPUT_BYTES: Final = 1024 * 1024
 MAX_VALUE: Final = 1e12
@@ -28,6 +34,7 @@ YEAR_2020_MS: Final = 1_577_836_800_000
 # Far enough for clocks that are wrong and for streams in simulated time; micro- and nanoseconds and 2100 are beyond it.
 YEAR_2100_MS: Final = 4_102_444_800_000
 MOST_AHEAD_MS: Final = 3_650 * 24 * 3_600_000
+ANOTHERS: Final = "token: it belongs to another decision than decision_id names"
 _MAX_MS: Final = 2**61  # so that a time plus a window still fits 64 bits
 
 T = TypeVar("T")
@@ -39,11 +46,26 @@ _OVERFLOWING_INTEGER: Final = re.compile(rb"[0-9]{309}")
 
 
 class Refused(AdloopError):
-    """A record that is not let in: its quarantine reason, and a sentence that names the field."""
+    """A record, or a posted event, that is not let in: its quarantine reason, and a sentence that names the field."""
 
     def __init__(self, reason: Reason, detail: str) -> None:
         self.reason: Reason = reason
         super().__init__(detail)
+
+
+class Claimed(Protocol):
+    """What these checks need of an event: that of a log record, or one as posted."""
+
+    @property
+    def type(self) -> EventType: ...
+    @property
+    def decision_id(self) -> str: ...
+    @property
+    def token(self) -> str: ...
+    @property
+    def value(self) -> float | None: ...
+    @property
+    def retracts(self) -> str | None: ...
 
 
 class _StrictAttribution(Attribution, frozen=True, kw_only=True, gc=False):
@@ -98,7 +120,6 @@ _EVENT: Final = msgspec.json.Decoder(_StrictEvent)
 # Where every field is known, one typed pass has looked at every byte; only other records need the slow way.
 _KNOWN_DECISION: Final = msgspec.json.Decoder(_KnownDecision)
 _KNOWN_EVENT: Final = msgspec.json.Decoder(_KnownEvent)
-_UNREADABLE: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
 class Arrived(Struct, frozen=True, array_like=True, gc=False):
@@ -117,7 +138,7 @@ def read_decision(record: Record, value: bytes) -> Decision:
     decision: Decision
     try:
         decision = _KNOWN_DECISION.decode(value) if len(value) <= MAX_INPUT_BYTES else _decode(_DECISION, value)
-    except _UNREADABLE:
+    except UNREADABLE:
         decision = _decode(_DECISION, value)
     _check_key(record.key, decision.decision_id)
     if not 0.0 < decision.propensity <= 1.0:
@@ -139,24 +160,13 @@ def read_event(record: Record, value: bytes, keys: TokenKeys, verified: tuple[st
     event: Event
     try:
         event = _KNOWN_EVENT.decode(value) if len(value) <= MAX_INPUT_BYTES else _decode(_EVENT, value)
-    except _UNREADABLE:
+    except UNREADABLE:
         event = _decode(_EVENT, value)
     _check_key(record.key, event.decision_id)
     if event.value is not None or event.type in ("rating", "retraction"):
-        _check_kind(event)
-    if verified is not None and verified[0] == event.token:
-        claims = verified[1]
-    else:
-        try:
-            claims = keys.verify(event.token)
-        except TokenError as error:
-            raise Refused(error.reason, str(error)) from error
+        check_kind(event)
     received = record.ts if event.received_ts is None else event.received_ts
-    if claims.exp * 1000 <= received:
-        raise Refused("expired_token", f"token: expired at {claims.exp} s, received at {received} ms")
-    if claims.sub != event.decision_id:
-        raise Refused("token_mismatch", f"token: made for decision {claims.sub[:80]!r}, got {event.decision_id!r}")
-    return Arrived(event, claims, received)
+    return Arrived(event, check_token(event, received, keys, verified), received)
 
 
 def check_against(decision: Decision, arrived: Arrived, expires: int) -> None:
@@ -175,7 +185,7 @@ def _decode(decoder: msgspec.json.Decoder[T], value: bytes) -> T:
     try:
         # The untyped pass reads every byte, also of unknown fields, which the typed one skips without looking.
         _ANY.decode(value)
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         raise Refused("undecodable", f"record: not JSON ({error})") from error
     if _OVERFLOWING_INTEGER.search(value):
         _check_integers(value)
@@ -204,12 +214,12 @@ def _check_key(key: bytes | None, decision_id: str) -> None:
         raise Refused("schema", f"key: got {(key or b'')[:80]!r}, expected the decision_id {decision_id!r}")
 
 
-def _check_kind(event: Event) -> None:
-    """The fields that an event's type asks for, and the range of its value."""
+def check_kind(event: Claimed) -> None:
+    """The fields that an event's type asks for, and the range of its value. Raises Refused: schema, value."""
     if event.type == "rating" and event.value is None:
-        raise Refused("schema", "value: missing, expected 0 to 1 with a rating")
+        raise Refused("schema", "value: got nothing, expected a number from 0 to 1; a rating needs one")
     if event.type == "retraction" and event.retracts is None:
-        raise Refused("schema", "retracts: missing, expected the event_id that is taken back")
+        raise Refused("schema", "retracts: got nothing, expected the event_id to take back; a retraction needs one")
     if event.value is not None:
         check_value(event.type, event.value)
 
@@ -218,4 +228,23 @@ def check_value(kind: str, value: float) -> None:
     """Raises Refused for a value that an event of this type can't have."""
     most = 1.0 if kind == "rating" else MAX_VALUE
     if not 0.0 <= value <= most:
-        raise Refused("value", f"value: got {value!r}, expected 0 to {most:g} with a {kind}")
+        raise Refused("value", f"value: got {value!r}, expected 0 to {most:g} for a {kind}")
+
+
+def check_token(
+    event: Claimed, received_ts: int, keys: TokenKeys, verified: tuple[str, Claims] | None = None
+) -> Claims:
+    """What the event's token claims; `verified` is a token that has been verified, and its claims. Raises Refused:
+    bad_token, unknown_key, expired_token, token_mismatch (of the decision_id)."""
+    if verified is not None and verified[0] == event.token:
+        claims = verified[1]
+    else:
+        try:
+            claims = keys.verify(event.token)
+        except TokenError as error:
+            raise Refused(error.reason, str(error)) from error
+    if claims.exp * 1000 <= received_ts:
+        raise Refused("expired_token", f"token: expired at {claims.exp} s, received at {received_ts} ms")
+    if claims.sub != event.decision_id:
+        raise Refused("token_mismatch", ANOTHERS)
+    return claims

@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 
+from optimizer.stream.guarded import UNREADABLE
 from optimizer.stream.log import EventLog, Record, whole
 
 
@@ -41,5 +42,5 @@ def dump(log: EventLog, topic: str) -> Iterator[dict[str, Any]]:
 def _parsed(value: bytes) -> Any:
     try:
         return msgspec.json.decode(value)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    except UNREADABLE:
         return {"base64": base64.b64encode(value).decode()}

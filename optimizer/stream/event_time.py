@@ -1,4 +1,4 @@
-"""Event time of one partition (contracts section 4, rule 6): how far decisions and events are known to have come."""
+"""Event time of one partition (docs/api.md, rule 6): how far decisions and events are known to have come."""
 
 from __future__ import annotations
 

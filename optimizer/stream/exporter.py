@@ -1,4 +1,4 @@
-"""A joiner's figures for Prometheus, and whether it is ready: `/metrics` and `/readyz` of `optimizer join`."""
+"""A joiner's figures for Prometheus, and whether it is ready: `/metrics` and `/readyz` of `join`."""
 
 from __future__ import annotations
 
@@ -13,8 +13,19 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.registry import Collector
 
+from optimizer import metrics
 from optimizer.clock import Clock
 from optimizer.errors import ConfigError
+from optimizer.metrics import (
+    JOINER_CATCH_UP,
+    JOINER_DELAY,
+    JOINER_EVENT_TIME_AGE,
+    JOINER_LAG,
+    JOINER_OPEN_DECISIONS,
+    JOINER_QUARANTINED,
+    JOINER_READY,
+    JOINER_REVISIONS,
+)
 from optimizer.stream.joiner import SOURCES, Joiner
 
 DELAY_BUCKETS_S: Final = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0)
@@ -44,9 +55,7 @@ class JoinerFigures(Collector):
 
     def _made(self, joiner: Joiner) -> Iterator[Metric]:
         counts, now = joiner.counts, self._clock.now_ms()
-        lag = GaugeMetricFamily("adloop_joiner_partition_lag_records", "Not read yet", labels=["topic", "partition"])
-        age = GaugeMetricFamily("adloop_joiner_event_time_age_seconds", "Behind the clock", labels=["partition"])
-        behind = GaugeMetricFamily("adloop_joiner_catch_up_records", "Before it publishes", labels=["partition"])
+        lag, age, behind = (_gauge(told) for told in (JOINER_LAG, JOINER_EVENT_TIME_AGE, JOINER_CATCH_UP))
         for partition, figures in joiner.figures().items():
             name = str(partition)
             for topic, waiting in zip(SOURCES, (figures.decisions_lag, figures.events_lag), strict=True):
@@ -54,17 +63,21 @@ class JoinerFigures(Collector):
             if figures.event_time is not None:
                 age.add_metric([name], (now - figures.event_time) / 1000)
             behind.add_metric([name], figures.behind)
-        refused = CounterMetricFamily("adloop_joiner_quarantined", "Records refused", labels=["reason"])
+        refused = CounterMetricFamily(
+            JOINER_QUARANTINED.name, JOINER_QUARANTINED.meaning, labels=JOINER_QUARANTINED.labels
+        )
         quarantined = counts["quarantined"]
         for reason, count in quarantined.items() if isinstance(quarantined, dict) else ():
             refused.add_metric([reason], count)
         revisions = counts["revisions"]
         yield from (lag, age, behind, refused, self._delay())
         yield CounterMetricFamily(
-            "adloop_joiner_revisions", "Revisions of outcomes", value=revisions if isinstance(revisions, int) else None
+            JOINER_REVISIONS.name,
+            JOINER_REVISIONS.meaning,
+            value=revisions if isinstance(revisions, int) else None,
         )
-        yield GaugeMetricFamily("adloop_joiner_open_decisions", "Can still change", value=joiner.open_decisions)
-        yield GaugeMetricFamily("adloop_joiner_ready", "Every partition has caught up", value=int(self.ready))
+        yield _gauge(JOINER_OPEN_DECISIONS, joiner.open_decisions)
+        yield _gauge(JOINER_READY, int(self.ready))
 
     def _delay(self) -> Metric:
         total = 0
@@ -72,9 +85,12 @@ class JoinerFigures(Collector):
         for edge, count in zip((*map(str, DELAY_BUCKETS_S), "+Inf"), self._buckets, strict=True):
             total += count
             buckets.append((edge, total))
-        return HistogramMetricFamily(
-            "adloop_joiner_delay_seconds", "Received to published", buckets=buckets, sum_value=self._delays_s
-        )
+        return HistogramMetricFamily(JOINER_DELAY.name, JOINER_DELAY.meaning, buckets=buckets, sum_value=self._delays_s)
+
+
+def _gauge(told: metrics.Metric, value: float | None = None) -> GaugeMetricFamily:
+    """A gauge of one value, or, without it, one that gets its values by label."""
+    return GaugeMetricFamily(told.name, told.meaning, value, told.labels if value is None else None)
 
 
 class Exporter:

@@ -1,4 +1,4 @@
-"""The Kafka log: the topics of contracts section 3 on a Kafka cluster, behind the same interface as the embedded log.
+"""The Kafka log: the topics of docs/api.md, The log on a Kafka cluster, behind the same interface as the embedded log.
 
 What `append` writes is acknowledged by all replicas in sync, by an idempotent producer: nothing is doubled or put out
 of order by a retry. It takes no transaction, as that costs 20 ms a call (docs/decisions.md): a refused record means
@@ -29,10 +29,19 @@ from optimizer.stream.kafka_client import (
     Transactions,
     make_client,
 )
-from optimizer.stream.kafka_reader import KafkaReader, truncated
+from optimizer.stream.kafka_reader import KafkaReader
 from optimizer.stream.kafka_topics import ensure_topics
 from optimizer.stream.kafka_url import KafkaConfig
-from optimizer.stream.log import MAX_RECORD_BYTES, TOPICS, Append, Record, TopicPartition
+from optimizer.stream.log import (
+    Append,
+    Record,
+    TopicPartition,
+    check_partition,
+    check_size,
+    check_topic,
+    taken_over,
+    truncated,
+)
 
 logger = logging.getLogger(__name__)
 SETTLE_S: Final = 0.01  # between two looks at whether transactions have ended
@@ -82,8 +91,7 @@ class KafkaLog:
 
     def partitions(self, topic: str) -> int:
         """How many partitions the topic has. Raises AdloopError for an unknown topic."""
-        if topic not in TOPICS:
-            raise AdloopError(f"topic: got {topic!r}, expected one of {', '.join(TOPICS)}; correct the name")
+        check_topic(topic)
         return self._layout.partitions[topic]
 
     def append(self, records: Sequence[Append]) -> list[tuple[int, int]]:
@@ -249,24 +257,17 @@ class KafkaLog:
         messages: list[Message] = []
         for topic in names:
             self.partitions(topic)
-        for topic, key, value in records:
-            if value is not None and len(value) > MAX_RECORD_BYTES:
-                raise AdloopError(
-                    f"record: got {len(value)} bytes for topic {topic}, expected at most {MAX_RECORD_BYTES}; make the "
-                    "record smaller"
-                )
+        for record in records:
+            check_size(record)
+            topic, key, value = record
             messages.append(Message(names[topic], key.encode(), value, ts, outcomes if topic == "outcomes" else None))
         return messages
 
     # -- inside -------------------------------------------------------------------------------------------------------
 
     def _named(self, places: Collection[TopicPartition]) -> list[Place]:
-        for topic, partition in places:
-            if not 0 <= partition < self.partitions(topic):
-                raise AdloopError(
-                    f"partition: got {partition} of {topic}, expected 0 to {self.partitions(topic) - 1}; read only "
-                    "partitions that exist"
-                )
+        for at in places:
+            check_partition(at, self.partitions(at.topic))
         return [Place(self.config.prefix + topic, partition) for topic, partition in places]
 
     def _current_producer(self) -> Producer:
@@ -345,7 +346,4 @@ class KafkaPublisher:
         try:
             yield
         except Fenced as error:
-            raise Fenced(
-                f"outcomes[{self._partition}]: another joiner has taken this partition over, so this one must not "
-                "publish; stop one of the two, or start them in one --group"
-            ) from error
+            raise taken_over(self._partition) from error

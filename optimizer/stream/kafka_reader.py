@@ -10,9 +10,9 @@ from contextlib import suppress
 from operator import attrgetter
 from typing import Final, Protocol
 
-from optimizer.errors import AdloopError, LogTruncated
+from optimizer.errors import AdloopError
 from optimizer.stream.kafka_client import Consumer, OffsetGone
-from optimizer.stream.log import Record, TopicPartition
+from optimizer.stream.log import Record, TopicPartition, truncated
 
 FILL_RECORDS: Final = (
     5_000  # polled of the consumer at once, so that there is something of every partition to share out
@@ -215,11 +215,3 @@ class KafkaReader:
 def _close(consumer: Consumer) -> None:
     with suppress(AdloopError, OSError):
         consumer.close()
-
-
-def truncated(at: TopicPartition, position: int, first: int, end: int) -> LogTruncated:
-    """The error of a position that the log does not hold."""
-    return LogTruncated(
-        f"{at.topic}[{at.partition}]: position {position} is not in the log, which holds {first} to {end}; restore the "
-        "log, or delete the state that was derived from it and rebuild"
-    )

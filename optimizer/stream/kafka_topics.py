@@ -15,9 +15,8 @@ from typing import Final, NamedTuple
 from optimizer.errors import ConfigError
 from optimizer.stream.kafka_client import Admin, NewTopic, TopicInfo
 from optimizer.stream.kafka_url import KafkaConfig
-from optimizer.stream.log import MAX_RECORD_BYTES, TOPICS
+from optimizer.stream.log import MAX_RECORD_BYTES, PARTITIONED, TOPICS
 
-PARTITIONED: Final = ("decisions", "events", "outcomes")
 # Of the first three the order matters; a joiner notes how far it knows the quarantine by one offset.
 SINGLE: Final = ("campaigns", "candidates", "policies", "quarantine")
 COMPACTED: Final = frozenset({"campaigns", "policies"})
@@ -99,7 +98,7 @@ def _new_topic(config: KafkaConfig, name: str, topic: str, count: int) -> NewTop
 
 
 def _retention_ms(config: KafkaConfig, topic: str) -> int:
-    """Epoch milliseconds that a topic's records are kept; -1 for ever."""
+    """How long a topic's records are kept, in milliseconds; -1 for ever."""
     return config.retention_days * DAY_MS if config.retention_days is not None and topic in EXPIRING else -1
 
 

@@ -350,7 +350,7 @@ def _same_json(one: bytes, other: bytes) -> bool:
 
 
 def _void(held: OpenDecision, new: Held) -> int:
-    """How many retractions turn out to change nothing as `new` comes (contracts section 4, rule 1). One whose event
+    """How many retractions turn out to change nothing as `new` comes (docs/api.md, rule 1). One whose event
     never comes is counted when the decision is let go."""
     naming = [event.retracts for event in held.events.values() if event.type == "retraction"]
     if new.type == "retraction":

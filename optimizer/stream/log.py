@@ -9,7 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Protocol
 
+from optimizer.errors import AdloopError, Fenced, LogTruncated
+
 TOPICS = ("campaigns", "candidates", "decisions", "events", "outcomes", "policies", "quarantine")
+PARTITIONED = ("decisions", "events", "outcomes")  # into equally many partitions; the other topics have one
 MAX_RECORD_BYTES = 2 * 1024 * 1024
 
 
@@ -150,3 +153,45 @@ def whole(log: EventLog, *topics: str) -> dict[TopicPartition, int]:
     """Positions that read `topics` from their first record that still exists."""
     places = (TopicPartition(topic, p) for topic in topics for p in range(log.partitions(topic)))
     return {place: log.start(place) for place in places}
+
+
+# -- what every log refuses, in the same words ------------------------------------------------------------------------
+
+
+def check_topic(topic: str) -> None:
+    """Raises AdloopError for a topic that no log has."""
+    if topic not in TOPICS:
+        raise AdloopError(f"topic: got {topic!r}, expected one of {', '.join(TOPICS)}; correct the name")
+
+
+def check_partition(at: TopicPartition, count: int) -> None:
+    """Raises AdloopError for a partition that is none of the topic's `count`."""
+    if not 0 <= at.partition < count:
+        raise AdloopError(
+            f"partition: got {at.partition} of {at.topic}, expected 0 to {count - 1}; read only partitions that exist"
+        )
+
+
+def check_size(record: Append) -> None:
+    """Raises AdloopError for a record that is too large."""
+    if record.value is not None and len(record.value) > MAX_RECORD_BYTES:
+        raise AdloopError(
+            f"record: got {len(record.value)} bytes for topic {record.topic}, expected at most {MAX_RECORD_BYTES}; "
+            "make the record smaller"
+        )
+
+
+def truncated(at: TopicPartition, position: int, first: int, end: int) -> LogTruncated:
+    """The error of a position that the log does not hold."""
+    return LogTruncated(
+        f"{at.topic}[{at.partition}]: position {position} is not in the log, which holds {first} to {end}; restore the "
+        "log, or delete the state that was derived from it and rebuild"
+    )
+
+
+def taken_over(partition: int) -> Fenced:
+    """The error of a publisher that is no longer the partition's newest."""
+    return Fenced(
+        f"outcomes[{partition}]: another joiner has taken this partition over, so this one must not publish; stop one "
+        "of the two, or, where the log knows groups, start them in one --group"
+    )

@@ -17,12 +17,21 @@ from pathlib import Path
 from typing import Final, Literal
 
 from optimizer.clock import Clock, SystemClock
-from optimizer.errors import AdloopError, ConfigError, Fenced
-from optimizer.stream.log import MAX_RECORD_BYTES, TOPICS, Append, TopicPartition
+from optimizer.errors import ConfigError, Fenced
+from optimizer.stream.log import (
+    PARTITIONED,
+    TOPICS,
+    Append,
+    TopicPartition,
+    check_partition,
+    check_size,
+    check_topic,
+    taken_over,
+    truncated,
+)
 from optimizer.stream.partitioner import partition_of
-from optimizer.stream.sqlite_reader import POLL_INTERVAL_S, SqliteReader, end_of, start_of, table, truncated
+from optimizer.stream.sqlite_reader import POLL_INTERVAL_S, SqliteReader, end_of, start_of, table
 
-PARTITIONED: Final = frozenset({"decisions", "events", "outcomes"})
 MAX_PARTITIONS: Final = 64
 APPLICATION_ID: Final = 0x41644C70  # "AdLp": what marks a SQLite file as an Adloop log
 BUSY_TIMEOUT_S: Final = 30.0
@@ -97,8 +106,7 @@ class SqliteLog:
 
     def partitions(self, topic: str) -> int:
         """How many partitions the topic has. Raises AdloopError for an unknown topic."""
-        if topic not in TOPICS:
-            raise AdloopError(f"topic: got {topic!r}, expected one of {', '.join(TOPICS)}; correct the name")
+        check_topic(topic)
         return self._count if topic in PARTITIONED else 1
 
     def append(self, records: Sequence[Append]) -> list[tuple[int, int]]:
@@ -263,20 +271,12 @@ class SqliteLog:
 
     def _place(self, record: Append) -> tuple[TopicPartition, bytes, bytes | None]:
         count = self.partitions(record.topic)
-        if record.value is not None and len(record.value) > MAX_RECORD_BYTES:
-            raise AdloopError(
-                f"record: got {len(record.value)} bytes for topic {record.topic}, expected at most {MAX_RECORD_BYTES}; "
-                "make the record smaller"
-            )
+        check_size(record)
         key = record.key.encode()
         return TopicPartition(record.topic, partition_of(key, count)), key, record.value
 
     def _check(self, at: TopicPartition) -> None:
-        if not 0 <= at.partition < self.partitions(at.topic):
-            raise AdloopError(
-                f"partition: got {at.partition} of {at.topic}, expected 0 to {self.partitions(at.topic) - 1}; "
-                "read only partitions that exist"
-            )
+        check_partition(at, self.partitions(at.topic))
 
     def _take_waiting(self) -> list[_Call]:
         with self._waiting_lock:
@@ -329,10 +329,7 @@ class SqliteLog:
         """Refuse the call where its publisher is no longer the newest. Asked inside the transaction that writes."""
         if call.fence is None or _epoch(self._writer, call.fence[0]) == call.fence[1]:
             return False
-        call.error = Fenced(
-            f"outcomes[{call.fence[0]}]: another joiner has taken this partition over, so this one must not publish; "
-            "stop one of the two, or start them with --group where the log knows groups"
-        )
+        call.error = taken_over(call.fence[0])
         return True
 
 

@@ -6,8 +6,7 @@ import sqlite3
 import time
 from typing import Final, Protocol
 
-from optimizer.errors import LogTruncated
-from optimizer.stream.log import Record, TopicPartition
+from optimizer.stream.log import Record, TopicPartition, truncated
 
 POLL_INTERVAL_S: Final = 0.02  # how soon a reader sees what another process appended
 POLL_BYTES: Final = 32 * 1024 * 1024  # a poll stops at this much, so that large records can't fill the memory
@@ -128,11 +127,3 @@ def end_of(db: sqlite3.Connection, at: TopicPartition) -> int:
     """The offset that the next record will get."""
     last = db.execute(f"SELECT max(offset) FROM {table(at)}").fetchone()[0]
     return start_of(db, at) if last is None else int(last) + 1
-
-
-def truncated(at: TopicPartition, position: int, first: int, end: int) -> LogTruncated:
-    """The error of a position that the log does not hold."""
-    return LogTruncated(
-        f"{at.topic}[{at.partition}]: position {position} is not in the log, which holds {first} to {end}; restore the "
-        "log, or delete the state that was derived from it and rebuild"
-    )

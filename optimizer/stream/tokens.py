@@ -1,4 +1,4 @@
-"""Signed tokens: what ties an event to the decision that was really made (contracts section 2).
+"""Signed tokens: what ties an event to the decision that was really made (docs/api.md, Tokens).
 
 A compact JWS (RFC 7515) with HS256 and a `kid`. Verification is strict: exactly this algorithm, no `crit`, canonical
 base64url without padding, all six claims there and of the right kind. Extra claims and header fields are ignored.
@@ -20,6 +20,8 @@ import msgspec
 from msgspec import Struct
 
 from optimizer.errors import AdloopError, ConfigError
+from optimizer.files import sync_folder, unused_beside, write_new
+from optimizer.stream.guarded import UNREADABLE
 from optimizer.types import ID_PATTERN, Decision
 
 MIN_KEY_BYTES: Final = 32
@@ -100,18 +102,15 @@ class TokenKeys:
             data.mkdir(parents=True, exist_ok=True)
             kid = f"k-{secrets.token_hex(4)}"
             text = f"{kid}:{base64.b64encode(secrets.token_bytes(MIN_KEY_BYTES)).decode()}\n"
-            new = data / f".{TOKEN_KEYS_FILE}.{secrets.token_hex(8)}"
-            descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            with os.fdopen(descriptor, "w", encoding="ascii") as out:
-                out.write(text)
-                out.flush()
-                os.fsync(out.fileno())
+            new = unused_beside(file)
+            write_new(new, text.encode(), mode=0o600)
             try:
                 os.link(new, file)  # unlike a rename, never replaces the keys that another process made first
             except FileExistsError:
                 return cls.load(file)
             finally:
                 new.unlink()
+            sync_folder(data)
         return cls.load(file)
 
     def sign(self, decision: Decision, exp_s: int) -> str:
@@ -142,7 +141,7 @@ class TokenKeys:
             raise TokenError("bad_token", "token: its signature does not verify")
         try:
             return _CLAIMS.decode(_decode(payload))
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except UNREADABLE as error:
             raise TokenError("bad_token", f"token: its claims are not as expected ({error})") from error
 
     def _mac_of(self, head: bytes) -> _Mac:
@@ -210,7 +209,7 @@ def _key_id(head: bytes) -> str:
     """The `kid` of a header that is strictly HS256 without extensions."""
     try:
         header: Any = msgspec.json.decode(_decode(head))
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except UNREADABLE as error:
         raise TokenError("bad_token", "token: its header is not JSON") from error
     if not isinstance(header, dict) or header.get("alg") != "HS256" or "crit" in header:
         raise TokenError("bad_token", "token: expected a header with alg HS256 and no crit")

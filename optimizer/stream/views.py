@@ -25,11 +25,18 @@ class Table(Generic[T]):
     Not thread-safe: one owner refreshes it."""
 
     def __init__(
-        self, log: EventLog, topic: str, decode: Callable[[bytes], T], guarded: GuardedDecode | None = None
+        self,
+        log: EventLog,
+        topic: str,
+        decode: Callable[[bytes], T],
+        guarded: GuardedDecode | None = None,
+        removed: Callable[[str], None] = lambda _key: None,
     ) -> None:
+        """`removed` is told of each key that a null value removes, also of one that comes again right after it."""
         self.rows: dict[str, T] = {}
         self._decode = decode
         self._guarded = guarded or GuardedDecode()
+        self._removed = removed
         self._reader = log.reader(whole(log, topic))
 
     def refresh(self) -> list[str]:
@@ -39,6 +46,10 @@ class Table(Generic[T]):
             changed += [key for record in records if (key := self._take(record)) is not None]
         return changed
 
+    def close(self) -> None:
+        """Let go of the log; the rows stay."""
+        self._reader.close()
+
     def _take(self, record: Record) -> str | None:
         """The key that the record changed."""
         key = None if record.key is None else self._guarded.read(record, record.key, bytes.decode)
@@ -46,6 +57,7 @@ class Table(Generic[T]):
             return None
         if record.value is None:
             self.rows.pop(key, None)
+            self._removed(key)
             return key
         row = self._guarded.read(record, record.value, self._decode)
         if row is None:
@@ -59,10 +71,12 @@ class Table(Generic[T]):
         self.rows[key] = row
 
 
-def campaign_table(log: EventLog, guarded: GuardedDecode | None = None) -> Table[Campaign]:
-    """Campaigns by `tenant/campaign_id`."""
+def campaign_table(
+    log: EventLog, guarded: GuardedDecode | None = None, removed: Callable[[str], None] = lambda _key: None
+) -> Table[Campaign]:
+    """Campaigns by `tenant/campaign_id`; `removed` is told of those that are deleted."""
     decoder = msgspec.json.Decoder(Campaign)
-    return Table(log, "campaigns", decoder.decode, guarded)
+    return Table(log, "campaigns", decoder.decode, guarded, removed)
 
 
 class PolicyStages:

@@ -11,14 +11,17 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
-from simulators.command import answer, execute, positive
+from optimizer.arguments import positive
+from optimizer.errors import ConfigError
+from simulators.command import answer, execute
 from simulators.compare import INCREMENT, make_tiny_model
-from simulators.experiments.measures import beginnings, recovery, shortfall, significance
+from simulators.experiments.measures import WINDOW, beginnings, recovery, shortfall, significance
 from simulators.experiments.trace import Trace, Trial, run_trial
 from simulators.progress import Bars
+from simulators.stats import finite, share
 from simulators.summary import interval
 from simulators.workers import run_jobs
-from simulators.worlds import load_world
+from simulators.worlds import shipped
 
 LOOKS = 2_000
 Traces = Mapping[str, Trace]
@@ -31,7 +34,9 @@ def sparse_row(traces: Traces) -> Row:
     trace = traces["adloop"]
     found = significance(trace.control, trace.earned, LOOKS)
     final = None if found.final is None else list(found.final)
-    truth = float(trace.click_rates[~trace.control].mean() / trace.frozen.mean()) - 1.0
+    learned = trace.click_rates[~trace.control]
+    ratio = share(float(learned.mean()), float(trace.frozen.mean())) if len(learned) else None
+    truth = None if ratio is None else ratio - 1.0
     return {"significant_from": found.first, "lift": final, "true_lift": truth, "holds": found.first is not None}
 
 
@@ -53,22 +58,22 @@ def cold_row(traces: Traces) -> Row:
     if not counted:
         return {"campaigns": 0, "with": None, "without": None, "ratio": None, "holds": False}
     rates = {name: beginnings(one.campaigns, one.click_rates, counted) for name, one in traces.items()}
-    ratio = rates["adloop"] / rates["alone"]
+    ratio = share(rates["adloop"], rates["alone"])
     return {
         "campaigns": len(counted),
         "with": rates["adloop"],
         "without": rates["alone"],
         "ratio": ratio,
-        "holds": ratio >= 1.3,
+        "holds": ratio is not None and ratio >= 1.3,
     }
 
 
 def delay_row(traces: Traces) -> Row:
     """True reward beside a learner that is told conversions at once, and one that waits for the windows' end."""
     rewards = {name: float(trace.rewards.mean()) for name, trace in traces.items()}
-    ratios = {name: rewards[name] / rewards["at_once"] for name in ("adloop", "at_window_end")}
-    holds = ratios["adloop"] >= 0.95 and ratios["at_window_end"] < ratios["adloop"]
-    return {"rewards": rewards, **ratios, "holds": holds}
+    ours, waiting = (share(rewards[name], rewards["at_once"]) for name in ("adloop", "at_window_end"))
+    holds = ours is not None and waiting is not None and ours >= 0.95 and waiting < ours
+    return {"rewards": rewards, "adloop": ours, "at_window_end": waiting, "holds": holds}
 
 
 def proxy_row(traces: Traces) -> Row:
@@ -106,6 +111,12 @@ class Experiment:
     """Key whose mean over the seeds is reported with its interval."""
     increment: int = INCREMENT
     """Impressions to an increment by default."""
+    least: int = 1
+    """Impressions below which there is nothing to measure."""
+    best: bool = False
+    """Whether the world has to tell the oracle's click rate at an arrival."""
+    reward: bool = False
+    """Whether it has to tell the expected reward."""
 
 
 EXPERIMENTS = {
@@ -115,7 +126,7 @@ EXPERIMENTS = {
     ),
     "drift": Experiment(
         "back to 90 % of its old share of the oracle within as many impressions as it took at first",
-        "drift", 20_480, 10, 0, drift_row, mean="share",
+        "drift", 20_480, 10, 0, drift_row, mean="share", least=4 * WINDOW, best=True,
     ),
     "cold": Experiment(
         "a new campaign's first 500 impressions earn 1.3 times what they do without transfer",
@@ -123,11 +134,11 @@ EXPERIMENTS = {
     ),
     "delay": Experiment(
         "95 % of the reward of a learner that is told conversions at once; waiting for the windows' end reaches less",
-        "delay", 20_480, 5, 0, delay_row, ("adloop", "at_once", "at_window_end"), mean="adloop",
+        "delay", 20_480, 5, 0, delay_row, ("adloop", "at_once", "at_window_end"), mean="adloop", reward=True,
     ),
     "proxy": Experiment(
         "up to a halt the true reward is never more than 5 % below the frozen control's in any 1,000 impressions",
-        "proxy", 20_480, 20, 0, proxy_row,
+        "proxy", 20_480, 20, 0, proxy_row, least=1_000, reward=True,
     ),
     "clean": Experiment(
         "where nothing is wrong (conversions follow clicks) learning is halted in at most 1 of 20 seeds",
@@ -143,7 +154,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     seeds = list(range(options.first_seed, options.first_seed + count))
     world, impressions = options.world or asked.world, options.impressions or asked.impressions
     increment = options.increment or asked.increment
-    load_world(world, seeds[0])
+    _check(asked, world, seeds[0], impressions)
     trials = [
         Trial(variant, world, seed, impressions, increment, options.model)
         for seed in seeds
@@ -152,7 +163,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     with Bars() as bars:
         if options.model is None:
             make_tiny_model(bars)
-        traces = run_jobs(run_trial, trials, options.processes, bars.bar(options.name))
+        traces = run_jobs(run_trial, trials, options.processes, bars.bar(options.name), not shipped(world))
     rows = []
     for seed in seeds:
         own = {trace.trial.variant: trace for trace in traces if trace.trial.seed == seed}
@@ -180,7 +191,28 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     }
     if asked.mean is not None:
         figures["mean"] = {asked.mean: interval([row[asked.mean] for row in rows if row[asked.mean] is not None])}
-    return figures
+    told: dict[str, Any] = finite(figures)
+    return told
+
+
+def _check(asked: Experiment, world: str, seed: int, impressions: int) -> None:
+    """Raises ConfigError for a run that the question can't be asked of: now, not after hours."""
+    # Imported here: the command's help does without.
+    from simulators.guest import guest
+
+    if impressions < asked.least:
+        why = f"{asked.least} or more: a shorter run has nothing to measure"
+        raise ConfigError(f"--impressions: got {impressions}, expected {why}; give more")
+    one = guest(world, seed, impressions)
+    one.campaigns()
+    if asked.best and one.best_rate is None:
+        why = (
+            "a world with best_rate(campaign_id, segment), the best text's click rate now, which the question is about"
+        )
+        raise ConfigError(f"--world: got {world}, expected {why}; add it")
+    if asked.reward and not one.tells_reward:
+        why = "a world with true_rate(campaign_id, context, slots), the expected reward, which the question is about"
+        raise ConfigError(f"--world: got {world}, expected {why}; add it")
 
 
 def show(figures: Mapping[str, Any]) -> str:

@@ -12,6 +12,14 @@ from optimizer.maths.intervals import Interval, Moments, lift
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
+WINDOW = 1_024
+"""Impressions in which a share of the oracle is told."""
+
+
+def _share(part: Floats, whole: Floats) -> Floats:
+    """part / whole; NaN, which nothing is said to be above or below, where there is no whole."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(whole == 0.0, np.nan, np.divide(part, whole))
 
 
 def _moments(rewards: Floats) -> Moments:
@@ -55,7 +63,7 @@ class Recovery(NamedTuple):
     after: int | None
 
 
-def recovery(rates: Floats, best: Floats, swap: int, window: int = 1_024, part: float = 0.9) -> Recovery:
+def recovery(rates: Floats, best: Floats, swap: int, window: int = WINDOW, part: float = 0.9) -> Recovery:
     """How long it took to reach `part` of the share of the oracle, before `swap` impressions and after them.
 
     The share is sum(rates) / sum(best) over `window` impressions; a share counts from the first whole window on, and
@@ -63,15 +71,15 @@ def recovery(rates: Floats, best: Floats, swap: int, window: int = 1_024, part: 
     best text, at each arrival."""
     if not 2 * window <= swap <= len(rates) - window:
         raise ValueError(f"swap: got {swap}, expected {2 * window} to {len(rates) - window}")
-    old = float(rates[swap - 2 * window : swap].sum() / best[swap - 2 * window : swap].sum())
+    old = _share(rates[swap - 2 * window : swap].sum(), best[swap - 2 * window : swap].sum())
 
     def reached(start: int, end: int) -> int | None:
         earned, possible = (np.cumsum(np.concatenate([[0.0], some[start:end]])) for some in (rates, best))
-        shares = (earned[window:] - earned[:-window]) / (possible[window:] - possible[:-window])
+        shares = _share(earned[window:] - earned[:-window], possible[window:] - possible[:-window])
         good = np.flatnonzero(shares >= part * old)
         return int(good[0]) + window if len(good) else None
 
-    return Recovery(old, reached(0, swap), reached(swap, len(rates)))
+    return Recovery(float(old), reached(0, swap), reached(swap, len(rates)))
 
 
 def beginnings(campaigns: Sequence[str], rates: Floats, counted: Sequence[str], impressions: int = 500) -> float:
@@ -94,6 +102,6 @@ def shortfall(rewards: Floats, control: Floats, until: int, window: int = 1_000)
     if until < window:
         return None
     earned, frozen = (np.cumsum(np.concatenate([[0.0], some[:until]])) for some in (rewards, control))
-    inside = (earned[window:] - earned[:-window]) / (frozen[window:] - frozen[:-window])
-    so_far = earned[window:] / frozen[window:]
+    inside = _share(earned[window:] - earned[:-window], frozen[window:] - frozen[:-window])
+    so_far = _share(earned[window:], frozen[window:])
     return Shortfall(float(1.0 - inside.min()), float(1.0 - so_far.min()))

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -15,13 +15,13 @@ from simulators.compare import play
 from simulators.experiments.measures import Bools, Floats
 from simulators.progress import Report
 from simulators.workers import one_thread
-from simulators.worlds import World, load_world
 
 if TYPE_CHECKING:
     from optimizer.types import Scalar
     from simulators.experiments.variants import Player
+    from simulators.guest import Guest
     from simulators.loop import Reaction
-    from simulators.places import Slots
+    from simulators.places import Places, Slots
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,8 @@ class _Watched:
     """A player under observation. What it notes of the world it asks without changing it."""
 
     player: Player
-    world: World
+    world: Guest
+    places: Places
     paid: Callable[[str, Sequence[Reaction]], float]
     campaigns: list[str] = field(default_factory=list)
     frozen: list[float] = field(default_factory=list)
@@ -74,16 +75,15 @@ class _Watched:
     halted: str = ""
 
     def __post_init__(self) -> None:
-        self._controls = {name: body["controls"] for name, body in self.world.campaigns().items()}
-        self._truth: Callable[..., float] = getattr(self.world, "true_rate", self.world.click_rate)
-        self._best_rate: Callable[[str, str], float] | None = getattr(self.world, "best_rate", None)
+        self._best_rate = self.world.best_rate
 
     def serve(self, campaign_id: str, context: Mapping[str, Scalar]) -> Slots:
-        own = self._controls[campaign_id]
+        _, segment = self.places.of(campaign_id, context)
+        own = self.places.campaigns[campaign_id].controls
         self.campaigns.append(campaign_id)
-        self.frozen.append(sum(self._truth(campaign_id, dict(context), slots) for slots in own) / len(own))
+        self.frozen.append(sum(self.world.true_rate(campaign_id, dict(context), dict(one)) for one in own) / len(own))
         told = self._best_rate
-        self.best.append(float("nan") if told is None else told(campaign_id, str(context["segment"])))
+        self.best.append(float("nan") if told is None else told(campaign_id, segment))
         slots = self.player.serve(campaign_id, context)
         self.control.append(self.player.control)
         return slots
@@ -111,15 +111,16 @@ def run_trial(trial: Trial, folder: Path, report: Report) -> Trace:
     """Play one trial in an empty folder."""
     # Imported here: they bring torch.
     from simulators.experiments.variants import player
-    from simulators.payout import Payout
+    from simulators.guest import guest
     from simulators.places import Places
 
     one_thread()
-    world: Any = load_world(trial.world, trial.seed, trial.impressions)
-    bodies: dict[str, dict[str, Any]] = world.campaigns()
-    paid = Payout(Places(bodies).campaigns).of
+    world = guest(trial.world, trial.seed, trial.impressions)
+    bodies = world.campaigns()
+    paid = world.payout().of
     begun = time.perf_counter()
-    with closing(_Watched(player(trial.variant, bodies, folder / "data", trial.seed, trial.model), world, paid)) as own:
+    variant = player(trial.variant, bodies, folder / "data", trial.seed, trial.model)
+    with closing(_Watched(variant, world, Places(bodies), paid)) as own:
         shown = play(own, world, trial.impressions, trial.increment, report)
         return Trace(
             trial=trial,

@@ -1,4 +1,4 @@
-"""Simulated markets (contracts section 6). A world knows nothing of the optimizer."""
+"""Simulated markets (docs/worlds.md). A world knows nothing of the optimizer."""
 
 from __future__ import annotations
 
@@ -63,6 +63,11 @@ class World(Protocol):
     def oracle_rate(self) -> float:
         """Mean click rate of the best text per campaign and segment, over the run."""
         ...
+
+
+def shipped(name: str) -> bool:
+    """Whether it is a world of this package, by its short name or its place; others wrote the rest."""
+    return name in WORLDS or name in WORLDS.values()
 
 
 MUST_HAVE = ("interval_ms", "campaigns", "arrive", "respond", "click_rate", "valid", "oracle_rate")

@@ -91,7 +91,7 @@ class WorldEnv(gymnasium.Env[Observation, dict[str, Any]]):
 
 
 def earned(weights: Mapping[str, float], events: Events) -> float:
-    """What a campaign's reward weights (contracts section 1) make of one person's events, all of which count."""
+    """What a campaign's reward weights (docs/api.md, Requests) make of one person's events, all of which count."""
     paid = {"click": 1.0, "conversion": 0.0, "value": 0.0, **weights}
     conversions = [value for kind, _, value in events if kind == "conversion"]
     clicked = any(kind == "click" for kind, _, _ in events)

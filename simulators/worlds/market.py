@@ -56,7 +56,7 @@ Events = list[tuple[str, int, float]]
 
 
 class Market:
-    """A World (contracts section 6): the same seed and calls give the same people.
+    """A World (docs/worlds.md): the same seed and calls give the same people.
 
     A context holds segment, device, position and hour. `click_rate` takes what a context lacks at its average.
     The class's attributes are what its kinds differ in."""

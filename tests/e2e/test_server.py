@@ -15,10 +15,11 @@ import httpx
 import pytest
 
 from optimizer.clock import SystemClock
+from optimizer.control import write_halt
 from optimizer.metrics import METRICS
 from optimizer.stream.log import Append
 from optimizer.stream.open import open_log
-from optimizer.types import PolicyRecord, to_json
+from optimizer.types import PolicyRecord, Scalar, to_json
 from serving.limits import REQUEST_DEADLINE_S
 from tests.served import Served
 from tests.serving_rig import MINIMAL
@@ -173,10 +174,17 @@ def test_the_metrics_are_those_that_are_named_in_one_place(served: Served) -> No
 
 
 def test_the_metrics_say_why_learning_is_halted_and_what_the_version_is_like(tmp_path: Path) -> None:
-    version = PolicyRecord("v0001", "h", None, "u", "live", 0, {"kl": 4.5, "tempered_steps": 2, "entropy": None})
+    said: dict[str, Scalar | None] = {
+        "kl": 4.5,
+        "tempered_steps": 2,
+        "entropy": None,
+        "unused_outcomes": 7,
+        "stale_revisions": 5,
+    }
+    version = PolicyRecord("v0001", "h", None, "u", "live", 0, said)
     with closing(open_log(f"sqlite:///{tmp_path}/log.db", SystemClock())) as log:
         log.append([Append("policies", "v0001", to_json(version))])
-    (tmp_path / "learner.halted").write_text("clicks are up +50% and conversions down -20% per impression\n")
+    write_halt(tmp_path, "bait", "nobody buys what everybody clicks on")
     with Served(tmp_path) as served:
         text = served.http.get("/metrics").text
     assert 'adloop_learner_halted_by{reason="bait"} 1.0' in text
@@ -184,6 +192,9 @@ def test_the_metrics_say_why_learning_is_halted_and_what_the_version_is_like(tmp
     assert "adloop_policy_kl 4.5" in text
     assert "adloop_policy_tempered_steps 2.0" in text
     assert "adloop_policy_entropy NaN" in text
+    assert "adloop_learner_unused_outcomes 7.0" in text
+    assert "adloop_learner_stale_revisions 5.0" in text
+    assert "adloop_learner_evicted_decisions NaN" in text
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

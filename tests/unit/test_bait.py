@@ -66,7 +66,7 @@ def test_bait_is_seen_in_the_records_and_forgiven_where_an_operator_goes_on() ->
     tell(watch, shown(700, BAIT, start=600))
     found = watch.look()
     assert found is not None
-    assert "clicks are up" in found.why
+    assert "clicks are up" in found.ailment.why
     # What is compared began after the change, so what was published before it is good.
     assert found.since_ms >= NOW + 600_000
     watch.begin_at()

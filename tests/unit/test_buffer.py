@@ -115,7 +115,7 @@ def test_the_oldest_make_room_and_stay_in_their_rows_totals() -> None:
     records = [(at % 2, record(f"d{at}", 1, "clicked" if at % 3 == 0 else "open")) for at in range(9)]
     buffer = filled(ReplayBuffer(HEADS, capacity=4), records)
     assert list(buffer.entries) == ["d5", "d6", "d7", "d8"]
-    assert buffer.last_evicted == 5
+    assert buffer.evicted == 5
     late = START_MS + WINDOW + 1
     for got, expected in zip(arrays(buffer, late), arrays(filled(ReplayBuffer(HEADS), records), late), strict=True):
         np.testing.assert_allclose(got, expected)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -35,6 +36,15 @@ def test_help_lists_every_verb_and_imports_nothing_heavy() -> None:
     loaded = "import sys, simulators.cli; print(sorted({'torch', 'numpy', 'rich', 'msgspec'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", loaded], capture_output=True, text=True, timeout=120, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_names_the_verbs_that_have_json(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    (said,) = (line for line in usage().splitlines() if "--json" in line)
+    action = {"log": ["dump"], "quarantine": ["list"]}.get(verb, [])
+    with pytest.raises(SystemExit):
+        main([verb, *action, "--help"])
+    assert ("--json" in capsys.readouterr().out) == (verb in re.findall(r"\w+", said.split(" have ")[0]))
 
 
 @pytest.mark.parametrize("arguments", [[], ["evaluate"], ["--json"], ["nonsense", "--help"]])

@@ -14,11 +14,13 @@ import pytest
 
 from optimizer.errors import BadInput
 from optimizer.learning.sentinel import Halt
+from optimizer.maths.sentinel import Ailment
 from optimizer.stream.log import whole
 from optimizer.types import Scalar
 from simulators.adloop_agent import AdloopAgent
 from simulators.cli import main
-from simulators.compare import Job, _row, play, run_job, show
+from simulators.compare import Job, _row, play, run_job
+from simulators.compare_table import show
 from simulators.contenders import AdloopContender, BanditContender, BestContender, Start, contender
 from simulators.guest import Guest
 from simulators.loop import START_MS, TENANT, Loop, Reaction
@@ -28,6 +30,7 @@ from simulators.places import Places, Texts, write_pools
 from simulators.report import write_compare_report
 from simulators.settings import NAMES, SETTINGS
 from simulators.summary import summary
+from simulators.workers import try_jobs
 from simulators.worlds import load_world
 
 GOOD, PLAIN, CONTROL = "Good boots", "Plain boots", "Boots"
@@ -205,7 +208,7 @@ def test_a_halt_is_told_in_the_row_with_the_kl_of_the_version_that_is_live(
         play(player, world, 64, increment=64)
         good = agent.figures()
         assert (good.halted, player.halted) == ("", "")
-        halt = Halt("it looks ill", agent.clock.now_ms() + 1)
+        halt = Halt(Ailment("length", "it looks ill"), agent.clock.now_ms() + 1)
         monkeypatch.setattr(agent.learner.sentinel, "judge", lambda vitals, now_ms: halt)
         shown = play(player, world, 64, increment=64)
         assert agent.learner.trainer is not None
@@ -214,10 +217,13 @@ def test_a_halt_is_told_in_the_row_with_the_kl_of_the_version_that_is_live(
         assert player.kl() == good.kl != agent.learner.trainer.last.kl
         row = _row(Job("adloop", WORLD, 1, 64, 64, model, {}), world, shown, player, 1.0)
     assert (row.halted, row.kl) == ("it looks ill", good.kl)
+    assert row.untold == shown.late
     figures = {"world": "w", "impressions": 64, "rows": [asdict(row)], "summary": summary([row]), "skipped": []}
     assert "halted: adloop, seed 1: it looks ill" in show(figures)
     write_compare_report([row], [], tmp_path / "r.html", [])
-    assert "adloop, seed 1 (halted)" in (tmp_path / "r.html").read_text()
+    page = (tmp_path / "r.html").read_text()
+    assert "adloop, seed 1 (halted)" in page
+    assert "halted: adloop, seed 1: it looks ill" in page
 
 
 def test_a_prompt_that_is_too_long_for_the_model_is_refused_for_all(tmp_path: Path, model: str) -> None:
@@ -276,11 +282,20 @@ def test_pools_hold_fifty_distinct_texts_that_pass_the_gate(tmp_path: Path, mode
     assert offered == {slots["headline"] for slots in pools[("boots", "a")][:20]}
 
 
+@pytest.fixture
+def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs of the tests' own worlds, which otherwise have a fresh process each."""
+    monkeypatch.setattr(
+        "simulators.compare.try_jobs", lambda work, jobs, processes, report, fresh: try_jobs(work, jobs, 1, report)
+    )
+
+
+@pytest.mark.usefixtures("in_this_process")
 def test_the_command_prints_the_contracts_keys(tmp_path: Path, model: str, capsys: pytest.CaptureFixture[str]) -> None:
     report = tmp_path / "report.html"
     only = ("uniform", "control", "best_of_50", "vw_squarecb_mtr_20", "adloop")
     arguments = ["--world", WORLD, "--impressions", "40", "--seeds", "2", "--increment", "20", "--model", model]
-    arguments += ["--only", ",".join(only), "--processes", "1", "--report", str(report)]
+    arguments += ["--only", ",".join(only), "--report", str(report)]
     assert main(["compare", *arguments, "--json"]) == 0
     figures = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert (figures["world"], figures["impressions"], figures["skipped"]) == (WORLD, 40, [])
@@ -295,8 +310,11 @@ def test_the_command_prints_the_contracts_keys(tmp_path: Path, model: str, capsy
     assert beside["control"]["mean"] == pytest.approx(means["adloop"]["mean"] / 0.05)
     html = report.read_text()
     assert "best_of_50" in html
+    assert f"World {WORLD}, 40 impressions a run, an increment each 20, the model {model}." in html
+    assert (figures["failed"], figures["arrivals_differ"], figures["ranked_by"]) == ([], [], "mean_ctr")
 
 
+@pytest.mark.usefixtures("in_this_process")
 def test_who_is_not_installed_is_named(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("simulators.settings.find_spec", lambda name: None)
     arguments = ["compare", "--world", WORLD, "--impressions", "10", "--processes", "1", "--only"]
@@ -325,7 +343,10 @@ def test_every_policy_plays_an_odd_world(name: str, tmp_path: Path, model: str, 
     job = Job(name, ODD, 1, 64, 32, model, odd_pools if SETTINGS[name].size else {})
     row = run_job(job, tmp_path, lambda done, of: None).row
     assert (row.oracle_ctr, row.share_of_oracle, row.valid_share) == (0.0, None, 1.0)
-    assert row.mean_reward == row.mean_ctr > 0.09
+    # It has no true_rate and pays by value and rating: what came of it is what there is to tell.
+    assert row.reward_is == "realised"
+    assert row.mean_ctr > 0.09
+    assert (row.oracle_why, row.keys_cut) == (None, 0)
     # Every text but the 4 controls is the model's own.
     assert row.distinct_texts > 4 or name in ("control", "best_of_50")
 

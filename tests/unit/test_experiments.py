@@ -13,9 +13,10 @@ import pytest
 from simulators.adloop_agent import AdloopAgent
 from simulators.experiments import __main__ as command
 from simulators.experiments.measures import beginnings, recovery, shortfall, significance
-from simulators.experiments.trace import Trace, Trial
+from simulators.experiments.trace import Trace, Trial, run_trial
 from simulators.experiments.variants import KEPT, Alone, AtOnce, AtWindowEnd, Ours, player
 from simulators.loop import START_MS, Reaction, Shown
+from simulators.stats import finite
 from simulators.worlds import load_world
 from tests.fakes.toy_world import ToyWorld
 
@@ -173,7 +174,7 @@ def test_the_command_sums_up_and_says_whether_it_holds(
 ) -> None:
     worth = {"adloop": 0.97, "at_once": 1.0, "at_window_end": 0.6}
 
-    def traced(work: Any, trials: Sequence[Trial], processes: int, report: Any) -> list[Trace]:
+    def traced(work: Any, trials: Sequence[Trial], processes: int, report: Any, fresh: bool) -> list[Trace]:
         ones = np.ones(4_000)
         return [
             Trace(
@@ -207,3 +208,47 @@ def test_the_command_sums_up_and_says_whether_it_holds(
     worth["adloop"] = 0.94
     assert command.main(["proxy", "--seeds", "1"]) == 0
     assert "does not hold: 1 of 1 seeds" in capsys.readouterr().out
+
+
+STRANGE = "tests.fakes.strange_worlds"
+
+
+def test_what_cannot_be_asked_is_refused_before_it_is_played(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def never(*_: object) -> None:
+        raise AssertionError("it is being played")
+
+    monkeypatch.setattr(command, "run_jobs", never)
+    monkeypatch.setattr(command, "make_tiny_model", never)
+    for arguments, said in (
+        (["drift", "--impressions", "2000"], "--impressions: got 2000, expected 4096 or more"),
+        (["proxy", "--impressions", "999"], "--impressions: got 999, expected 1000 or more"),
+        (["drift", "--world", f"{STRANGE}:Plain"], "a world with best_rate(campaign_id, segment)"),
+        (["proxy", "--world", f"{STRANGE}:Plain"], "a world with true_rate(campaign_id, context, slots)"),
+        (["clean", "--world", "nowhere"], "got 'nowhere', expected one of"),
+    ):
+        assert command.main(arguments) == 1
+        assert said in capsys.readouterr().err
+
+
+def test_where_nobody_clicks_there_is_no_share_and_nothing_holds(capsys: pytest.CaptureFixture[str]) -> None:
+    zeros, nothing = np.zeros(5_000), np.full(5_000, np.nan)
+    trial = Trial("adloop", "w", 1, 5_000, 128, None)
+    names = tuple(f"c{at // 500}" for at in range(5_000))
+    control = zeros > 0
+    trace = Trace(trial, names, zeros, zeros, zeros, zeros, zeros, control, 1.0, 0.0, None, "", 1.0)
+    every = dict.fromkeys(("adloop", "alone", "at_once", "at_window_end"), trace)
+    for name in ("sparse", "drift", "cold", "delay", "proxy"):
+        row = command.EXPERIMENTS[name].row(every)
+        assert not row["holds"], name
+        json.dumps(finite(row), allow_nan=False)
+    assert np.isnan(recovery(zeros, nothing, 2_500).share)
+
+
+def test_a_strangers_world_is_played_as_compare_plays_it(tmp_path: Path, tiny_model_folder: Path) -> None:
+    trial = Trial("adloop", f"{STRANGE}:Meddling", 1, 16, 16, str(tiny_model_folder))
+    trace = run_trial(trial, tmp_path, lambda done, of: None)
+    # "Warm boots" is always clicked, "Dry boots" never; the world lowers what it is given.
+    assert trace.frozen.tolist() == [0.5] * 16
+    assert np.isnan(trace.best).all()

@@ -11,6 +11,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from optimizer.errors import ConfigError
+from optimizer.metrics import METRICS
 from optimizer.stream.exporter import Exporter, JoinerFigures
 from optimizer.stream.log import Append
 from tests.stream_rig import T0, Rig, decision, event
@@ -68,6 +69,19 @@ def test_every_figure_is_shown(rig: Rig) -> None:
         with pytest.raises(ConfigError, match=f"--metrics-host {host} --metrics-port {port}: cannot listen"):
             Exporter(figures, port, host)
     exporter.close()
+
+
+def test_every_metric_of_a_joiner_is_shown_as_the_table_says(rig: Rig) -> None:
+    figures = JoinerFigures(rig.clock)
+    rig.join(D, event(D, "i"), Append("events", "d1", b"{"))
+    figures.take(rig.joiner)
+    families = {family.name: family for family in figures.collect()}
+    told = {metric.name: metric for metric in METRICS if metric.of_joiner}
+    assert set(families) == set(told)
+    for name, family in families.items():
+        assert (family.type, family.documentation) == (told[name].kind, told[name].meaning)
+        labels = {label for sample in family.samples for label in sample.labels} - {"le"}
+        assert labels == set(told[name].labels)
 
 
 def test_a_joiner_that_catches_up_or_is_in_trouble_is_not_ready(rig: Rig) -> None:

@@ -14,7 +14,7 @@ import torch
 from optimizer.ids import campaign_hash, variant_id
 from optimizer.learning.base import load_policy
 from optimizer.learning.policy import Cancelled, LanguagePolicy
-from optimizer.learning.prompt import build_prompt
+from optimizer.learning.prompt import Prompt, build_prompt
 from optimizer.learning.traffic import place_name
 from optimizer.learning.view import CriticView
 from optimizer.stream.log import Append
@@ -302,6 +302,86 @@ def test_a_changed_campaign_gets_new_pools_and_a_deleted_one_none(loop: Loop) ->
     publish(loop, 0.0)
     assert not generator.step()
     assert len(loop.pools()) == 4
+
+
+def delete(loop: Loop, name: str = "c1") -> None:
+    loop.log.append([Append("campaigns", f"default/{name}", None)])
+
+
+def held(generator: Generator) -> set[str]:
+    """The campaigns of which the generator holds pools, after another look at the log."""
+    assert not generator.step()
+    return {campaign_id for _, campaign_id, _ in generator._pools}
+
+
+def test_pools_of_a_deleted_campaign_are_let_go(loop: Loop) -> None:
+    loop.put(campaign("c2"))
+    generator = loop.generator()
+    assert generator.step()
+    assert held(generator) == {"c1", "c2"}
+    delete(loop)
+    assert held(generator) == {"c2"}
+    # Whoever reads the log anew meets the pools after the deletion; so does one that was written during it.
+    late = loop.pools()[0]
+    loop.log.append([Append("candidates", "late", to_json(late))])
+    for each in (generator, loop.generator(seed=1)):
+        held(each)
+        assert held(each) == {"c2"}
+
+
+@pytest.mark.parametrize("seen", [True, False], ids=["in-between", "at-once"])
+def test_a_campaign_that_is_put_again_gets_pools_anew(loop: Loop, seen: bool) -> None:
+    """Serving lets its pools go once it has seen the deletion, also where the generator was at work meanwhile."""
+    generator = loop.generator()
+    assert generator.step()
+    delete(loop)
+    if seen:
+        assert held(generator) == set()
+    loop.put(campaign(segments=("all", "young")))
+    assert generator.step()
+    assert not generator.step()
+    before, after = loop.pools()[:2], loop.pools()[2:]
+    assert [pool.segment for pool in after] == ["all", "young"]
+    assert {pool.campaign_hash for pool in before} == {pool.campaign_hash for pool in after}
+
+
+def test_what_a_campaign_asks_for_is_told_once_from_each_of_its_records(
+    loop: Loop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prompts were read again, and every campaign hashed, ten times a second where there was nothing to do."""
+    asked: list[str] = []
+
+    def noted(campaign: Campaign) -> str:
+        asked.append(campaign.campaign_id)
+        return campaign_hash(campaign)
+
+    fits = LanguagePolicy.fits
+
+    def fitting(self: LanguagePolicy, prompt: Prompt) -> bool:
+        asked.append("fits")
+        return fits(self, prompt)
+
+    loop.put(campaign("c2"))
+    generator = loop.generator()
+    while generator.step():
+        pass
+    monkeypatch.setattr("serving.generator.campaign_hash", noted)
+    monkeypatch.setattr(LanguagePolicy, "fits", fitting)
+    assert not generator.step()
+    assert asked == []
+    loop.put(campaign("c2", audience="hikers"))
+    assert generator.step()
+    assert sorted(set(asked)) == ["c2", "fits"]
+    assert asked.count("fits") == 1
+    asked.clear()
+    loop.clock.advance(SMALL_GENERATOR.rest_ms)
+    publish(loop, 0.0005)
+    while generator.step():
+        loop.clock.advance(SMALL_GENERATOR.rest_ms)
+    assert asked.count("fits") == 0
+    asked.clear()
+    assert not generator.step()
+    assert asked == []
 
 
 def test_where_approval_is_required_none_is_written(loop: Loop) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import random
+import runpy
 
 import pytest
 
 from optimizer.learning.corpus import generate_corpus
 from optimizer.learning.prompt import fill
 from optimizer.types import Campaign, Product, Rules, Slot
+from serving import claims, wellformed
 from serving.claims import claims_in, unstated_claim
 from serving.disguise import hidden_term
 from serving.guardrails import RULES, Gate
@@ -237,6 +239,12 @@ def test_the_campaigns_own_words_may_break_rules_about_words() -> None:
     assert judged("MEGACORP makes mornings softer.", odd) is None
     assert judged("The best hour of the day", odd) is None  # "best" is stated in the name
     assert judged("The finest hour of the day", odd) == "claim"
+
+
+def test_a_former_price_is_found_whatever_stands_for_the_campaigns_own_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wellformed, "OWN", "Xtheirs")
+    found = runpy.run_path(claims.__file__)["claims_in"]
+    assert found(f"Was {wellformed.own_word(2)} until you came") == ["was xtheirsc"]
 
 
 def test_the_campaigns_own_words_must_fit_where_they_stand() -> None:

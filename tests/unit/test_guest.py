@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import random
 import sys
+from collections import deque
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,9 @@ from simulators.cli import main
 from simulators.compare import Job, run_job
 from simulators.guest import Guest, guest, plain
 from simulators.loop import Loop
+from simulators.randomness import Randomness
 from simulators.worlds import load_world
+from tests.fakes.strange_worlds import FailingLate, Generating, Meddling, Silent, Talkative
 
 HERE = "tests.unit.test_guest"
 
@@ -113,6 +117,7 @@ def test_and_through_a_comparison(name: str, tmp_path: Path) -> None:
     ("member", "given", "said"),
     [
         ("interval_ms", -1, r"interval_ms gave -1, expected a whole number of milliseconds"),
+        ("interval_ms", 0, r"interval_ms gave 0, expected a whole number of milliseconds from 1 \(without time"),
         ("interval_ms", 0.5, r"interval_ms gave 0.5"),
         ("campaigns", {}, r"campaigns gave \{\}, expected a dict of campaign_id -> body"),
         ("campaigns", {"a b": BODY}, r"campaigns\['a b'\].campaign_id: got \"a b\""),
@@ -130,12 +135,15 @@ def test_and_through_a_comparison(name: str, tmp_path: Path) -> None:
         ("arrive", ("boots", None), r"arrive at arrival 1.context: got null"),
         ("respond", raising, r"respond at arrival 1 raised KeyError"),
         ("respond", None, r"respond at arrival 1 gave null, expected a list of"),
+        ("respond", "click", r"respond at arrival 1 gave \"click\", expected a list of"),
+        ("respond", {"click": 5}, r"respond at arrival 1 gave .*, expected a list of"),
+        ("respond", 7, r"respond at arrival 1 gave 7, expected a list of"),
         ("respond", [("click", 5)], r"respond at arrival 1 gave \[\"click\", 5\], expected"),
         ("respond", [("click", 0.5, 0.0)], r"a whole number and a finite number"),
         ("respond", [("conversion", 5, float("inf"))], r"a whole number and a finite number"),
         ("respond", [("share", 5, 0.0)], r"expected an event type of click, conversion, rating"),
-        ("respond", [("conversion", 5, -4.0)], r"expected 0 to 1e\+12 with a conversion"),
-        ("respond", [("rating", 5, 7.0)], r"expected 0 to 1 with a rating"),
+        ("respond", [("conversion", 5, -4.0)], r"expected 0 to 1e\+12 for a conversion"),
+        ("respond", [("rating", 5, 7.0)], r"expected 0 to 1 for a rating"),
         ("click_rate", 1.2, r"click_rate at arrival 1 gave 1.2, expected a rate from 0 to 1"),
         ("click_rate", float("nan"), r"click_rate at arrival 1 gave NaN, expected a finite number"),
         ("click_rate", "often", r"click_rate at arrival 1 gave \"often\""),
@@ -178,8 +186,82 @@ def test_a_good_world_is_asked_everything_without_a_word() -> None:
 
 
 def test_a_rate_may_be_a_rounding_beside_one() -> None:
-    world = Guest(world_with(oracle_rate=1.0 + 1e-15, click_rate=-1e-15)(1), "sum")
-    assert (world.oracle_rate(), world.click_rate("boots", {}, {})) == (1.0, 0.0)
+    for beside in (1e-15, np.finfo(np.float32).eps):
+        world = Guest(world_with(oracle_rate=np.float32(1.0) + beside, click_rate=-beside)(1), "sum")
+        assert (world.oracle_rate(), world.click_rate("boots", {}, {})) == (1.0, 0.0)
+
+
+STRANGE = "tests.fakes.strange_worlds"
+SLOTS = {"headline": "Warm boots"}
+
+
+def test_reactions_may_come_in_any_iterable() -> None:
+    world = Guest(Generating(1), "generating")
+    assert world.respond("boots", {}, SLOTS) == [("click", 1_000, 0.0), ("conversion", 2_000, 1.0)]
+    for made in (deque, tuple, iter):
+        given = made([[*CLICK]])
+        assert Guest(world_with(respond=given)(1), "odd").respond("boots", {}, SLOTS) == [CLICK]
+    with pytest.raises(
+        AdloopError, match=r"world late: respond raised RuntimeError: no more \(strange_worlds.py, line"
+    ):
+        Guest(FailingLate(1), "late").respond("boots", {}, SLOTS)
+
+
+def test_a_world_may_do_what_it_likes_with_what_it_is_given() -> None:
+    world = Guest(Meddling(1), "meddling")
+    campaign_id, context = world.arrive()
+    slots = dict(SLOTS)
+    assert world.click_rate(campaign_id, context, slots) == 1.0, "True is a rate"
+    assert world.valid(campaign_id, slots)
+    assert (slots, set(context)) == (SLOTS, {"segment", "device"})
+
+
+def test_of_a_long_context_every_policy_gets_the_same_part_and_the_world_all() -> None:
+    world = Guest(Talkative(1), "talkative")
+    campaign_id, context = world.arrive()
+    assert list(context) == [*(f"k{at}" for at in range(63)), "segment"]
+    assert world.click_rate(campaign_id, dict(context), SLOTS) == pytest.approx(68 / 300)
+    assert world.keys_cut == 6
+
+
+def test_global_generators_go_on_for_the_world_alone() -> None:
+    def met(disturbed: bool) -> list[Any]:
+        world = guest(f"{STRANGE}:GlobalRandom", 5)
+        came = []
+        for _ in range(20):
+            came.append(world.arrive())
+            if disturbed:
+                random.seed(1)
+                np.random.seed(1)  # noqa: NPY002 - what a player may do
+                random.random()
+        return came
+
+    assert met(False) == met(True) != [guest(f"{STRANGE}:GlobalRandom", 6).arrive() for _ in range(20)]
+    state, drawn = random.getstate(), np.random.get_state(legacy=False)["state"]["key"]  # noqa: NPY002
+    guest("phrases", 1)
+    assert random.getstate() == state
+    assert (np.random.get_state(legacy=False)["state"]["key"] == drawn).all()  # noqa: NPY002
+
+
+def test_a_world_that_seeds_the_global_generators_itself_gets_what_it_asked_for() -> None:
+    randomness = Randomness(3)
+    with randomness.restored():
+        random.seed(8)
+        np.random.seed(8)  # noqa: NPY002 - what it does
+    with randomness.restored():
+        told = random.random(), np.random.rand()  # noqa: NPY002
+    assert told == (random.Random(8).random(), np.random.RandomState(8).rand())
+
+
+def test_the_best_rate_of_a_place_is_passed_on_where_there_is_one() -> None:
+    assert Guest(Numpy(1), "none").best_rate is None
+    told = Guest(Silent(1), "silent").best_rate
+    assert told is not None
+    assert told("boots", "old") == 0.0
+    wrong = Guest(world_with(best_rate=lambda self, *_: 2.0)(1), "wrong").best_rate
+    assert wrong is not None
+    with pytest.raises(AdloopError, match=r"best_rate gave 2\.0, expected a rate"):
+        wrong("boots", "a")
 
 
 class Counting(Numpy):

@@ -109,6 +109,18 @@ def test_wrong_usage_is_2(argv: list[str], capsys: pytest.CaptureFixture[str]) -
     assert "usage" in capsys.readouterr().err
 
 
+def test_help_gives_every_verb_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    listed = [line.split()[0] for line in capsys.readouterr().out.splitlines() if line.startswith("  ")]
+    assert listed == ["join", "learn", "pretrain"]
+
+
+def test_the_usage_line_is_a_command(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["join", "--help"])
+    assert capsys.readouterr().out.startswith("usage: adloop join ")
+
+
 @pytest.mark.parametrize(
     ("verb", "option", "value"),
     [

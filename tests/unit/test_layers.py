@@ -15,19 +15,22 @@ MODULES = sorted(p for package in ("optimizer", "serving", "simulators") for p i
 # Inside optimizer, from the ground up: a module imports only from its own layer and those below it.
 LAYERS: tuple[tuple[str, ...], ...] = (
     (
+        "optimizer.arguments",
         "optimizer.errors",
+        "optimizer.files",
         "optimizer.clock",
         "optimizer.control",
         "optimizer.types",
         "optimizer.metrics",
-        "optimizer.config",
         "optimizer.ids",
+        "optimizer.ranges",
         "optimizer.loop",
         "optimizer.signals",
     ),
     ("optimizer.maths",),
     ("optimizer.stream",),
-    ("optimizer.learning", "optimizer.store"),
+    ("optimizer.store",),
+    ("optimizer.learning",),
     ("optimizer.__main__",),
 )
 # What the mathematics may use: arrays and plain values, never a clock, a file, a socket, a process or a model.
@@ -35,7 +38,7 @@ MATHS_MAY_IMPORT = {
     "__future__", "collections", "dataclasses", "enum", "fractions", "functools", "itertools", "math", "operator",
     "statistics", "sys", "typing", "msgspec", "numpy", "scipy", "torch", "optimizer",
 }  # fmt: skip
-MATHS_MAY_IMPORT_OF_OURS = ("optimizer.types", "optimizer.errors", "optimizer.maths")
+MATHS_MAY_IMPORT_OF_OURS = ("optimizer.types", "optimizer.errors", "optimizer.ranges", "optimizer.maths")
 
 
 def name_of(path: Path) -> str:
@@ -61,6 +64,11 @@ def within(module: str, package: str) -> bool:
 
 def layer(module: str) -> int | None:
     return next((i for i, names in enumerate(LAYERS) if any(within(module, name) for name in names)), None)
+
+
+def test_every_name_in_a_layer_is_there() -> None:
+    missing = [name for names in LAYERS for name in names if importlib.util.find_spec(name) is None]
+    assert missing == []
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)

@@ -265,6 +265,21 @@ def test_what_was_skipped_cut_or_tempered_is_told_with_each_version(tiny_loop: L
     assert facts["skipped_steps"] == facts["tempered_steps"] == facts["bad_records"] == 0
 
 
+def test_what_taught_nothing_is_told_with_each_version(tiny_loop: Loop) -> None:
+    learner = tiny_loop.learner()
+    reference = tiny_loop.store.manifest(tiny_loop.store.versions()[0]).facts
+    assert reference["unused_outcomes"] == reference["stale_revisions"] == reference["evicted_decisions"] == 0
+    learner.critic.buffer.capacity = 25
+    play(tiny_loop, learner, rounds=1)
+    late = to_json(outcome("d1", 2, click=True, closed=True, source="control", candidate=0))
+    tiny_loop.log.append([Append("outcomes", "d1", late)])
+    tiny_loop.log.append([Append("outcomes", "lost", to_json(outcome("lost", campaign_id="deleted")))])
+    play(tiny_loop, learner, rounds=1)
+    facts = tiny_loop.store.manifest(tiny_loop.store.versions()[-1]).facts
+    assert (facts["unused_outcomes"], facts["stale_revisions"]) == (1, 1)
+    assert facts["evicted_decisions"] == tiny_loop.served - 25
+
+
 def test_without_a_base_the_critic_learns_alone(tiny_loop: Loop) -> None:
     tiny_loop.learner()
     tiny_loop.generator().step()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from optimizer.learning import base as base_module
 from optimizer.learning import policy as policy_module
 from optimizer.learning.base import load_policy
 from optimizer.learning.batches import Batch
-from optimizer.learning.policy import Cancelled, LanguagePolicy, Sample, embedding_of
+from optimizer.learning.policy import Cancelled, LanguagePolicy, Sample
 from optimizer.learning.prompt import Prompt, build_prompt, summarise
 from optimizer.maths.decoding import decoding_log_probs
 from optimizer.types import Decode, Product, Slot
@@ -198,8 +199,16 @@ def test_a_trained_model_writes_its_slots_and_ends_them(tiny: LanguagePolicy) ->
         assert list(sample.slots) == ["headline", "body"]
         assert all("\n" not in text and text == text.strip() for text in sample.slots.values())
         assert all(bool(ends[tokens[-1]]) and not any(ends[list(tokens[:-1])]) for tokens in sample.token_ids)
-    assert embedding_of(samples[0].embedding).shape == (32,)
-    assert np.isfinite(embedding_of(samples[0].embedding)).all()
+    embedding = np.frombuffer(base64.b64decode(samples[0].embedding), dtype="<f2")
+    assert embedding.shape == (32,)
+    assert np.isfinite(embedding).all()
+
+
+@pytest.mark.parametrize("slots", [TWO, (Slot("headline", 41),), (Slot("title", 40),)])
+def test_prompts_with_unequal_slots_are_refused(tiny: LanguagePolicy, slots: tuple[Slot, ...]) -> None:
+    mixed = [*prompts(ONE), *prompts(slots)]
+    with pytest.raises(ValueError, match=r"got slots headline \(40\) and .*in a call of their own"):
+        tiny.sample(mixed, 1, Decode(), torch.Generator().manual_seed(0))
 
 
 def test_cancelled_stops_sampling_at_the_next_token(tiny: LanguagePolicy) -> None:

@@ -93,3 +93,14 @@ def test_shapes_that_do_not_fit_are_refused() -> None:
     logits = torch.zeros(3, SIZE)
     with pytest.raises(ValueError, match="shapes differ"):
         score_positions(logits, logits[:2], torch.zeros(3, dtype=torch.long), Decode(), BARRED)
+
+
+@pytest.mark.parametrize("temperature", [0.0, -1.0, float("nan")])
+def test_an_impossible_temperature_is_refused(temperature: float) -> None:
+    logits, targets = torch.zeros(3, SIZE), torch.zeros(3, dtype=torch.long)
+    with pytest.raises(ValueError, match="temperature"):
+        score_positions(logits, None, targets, Decode(temperature), BARRED)
+    with pytest.raises(ValueError, match="temperature"):
+        reference_log_probs(logits, temperature, BARRED)
+    with pytest.raises(ValueError, match="temperature"):
+        drawn_log_probs(logits, targets, temperature, BARRED)

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from optimizer.maths.proportions import wilson
 from simulators.compare_report import drawn
-from simulators.report import (
+from simulators.report import write_compare_report, write_report
+from simulators.results import (
     CompareCurve,
     CompareRow,
     CurvePoint,
@@ -16,8 +17,6 @@ from simulators.report import (
     SegmentRow,
     TextPair,
     TrafficBin,
-    write_compare_report,
-    write_report,
 )
 from simulators.settings import NAMES
 

@@ -124,6 +124,7 @@ class SlowGenerator:
 
     def __init__(self) -> None:
         self.in_step, self.go_on = threading.Event(), threading.Event()
+        self.closed = 0
 
     def step(self) -> bool:
         self.in_step.set()
@@ -132,6 +133,9 @@ class SlowGenerator:
 
     def fresh(self, _campaign: Campaign, _segment: str, _cancelled: Callable[[], bool]) -> Any:
         return SimpleNamespace(pool_id="fresh.1")
+
+    def close(self) -> None:
+        self.closed += 1
 
 
 def started() -> tuple[Writer, SlowGenerator, threading.Thread]:
@@ -162,6 +166,23 @@ def test_a_client_that_leaves_while_it_waits_is_not_waited_for() -> None:
     assert writer.fresh(campaign(), "all", lambda: True) is None
     generator.go_on.set()
     thread.join(60)
+
+
+def test_the_writer_closes_its_generator_once_nobody_samples_with_it() -> None:
+    writer, generator, thread = started()
+    closing = threading.Thread(target=writer.close)
+    closing.start()
+    while writer._generator is not None:
+        threading.Event().wait(0.001)
+    assert generator.closed == 0
+    generator.go_on.set()
+    closing.join(60)
+    thread.join(60)
+    assert generator.closed == 1
+    writer.close()
+    assert generator.closed == 1
+    assert writer.step() is False
+    assert writer.fresh(campaign(), "all", lambda: False) is None
 
 
 def test_without_a_generator_there_is_no_sample() -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import tomllib
 from collections.abc import Iterator
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -196,6 +198,19 @@ def test_the_interface_describes_itself_without_other_hosts(client: TestClient) 
     for outside in ("http://", "https://", "<script", "@import"):
         assert outside not in page.text
     assert "/v1/generate" in page.text
+
+
+def test_the_interface_tells_the_packages_version(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    assert rig.client().get("/openapi.json").json()["info"]["version"] == project["version"]
+    monkeypatch.setattr(metadata, "version", {"adloop": "7.8.9"}.__getitem__)
+    assert rig.client().get("/openapi.json").json()["info"]["version"] == "7.8.9"
+
+    def missing(name: str) -> str:
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata, "version", missing)
+    assert rig.client().get("/openapi.json").json()["info"]["version"] == "unknown"
 
 
 def test_idempotency_memory_is_bounded(rig: Rig) -> None:

@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from optimizer.control import HALT_FILE, RESUME_FILE, reason_of
+from optimizer.control import HALT_FILE, RESUME_FILE, HaltNote, halt_reason, read_halt, write_halt
 from optimizer.learning.learner import Learner
 from optimizer.learning.sentinel import Sentinel, SentinelConfig
 from optimizer.maths.sentinel import Conversions, Limits, Vitals, ails, baits
 from optimizer.stream.views import live_policy, policy_table
-from optimizer.types import Candidate, Decode, Pool
+from optimizer.types import HALT_REASONS, Candidate, Decode, Pool
 from serving.operate import Operator
 from serving.views import Views
 from tests.learning_rig import SMALL_LEARNER, Loop, campaign, candidate, open_loop
@@ -47,15 +47,59 @@ NEVER = Vitals(*[math.nan] * 9)
 )
 def test_each_ill_has_its_phrase(field: str, value: float, said: str) -> None:
     assert ails(WELL, Limits()) is None
-    why = ails(WELL._replace(**{field: value}), Limits())
-    assert why is not None
-    assert said in why
-    assert reason_of(why) == field
+    found = ails(WELL._replace(**{field: value}), Limits())
+    assert found is not None
+    assert found.reason == field
+    assert said in found.why
 
 
-def test_every_reason_has_a_name() -> None:
-    assert reason_of(str(baits(Conversions(1e-6, 0.5, 2.0)))) == "bait"
-    assert reason_of("the moon is full") == "other"
+def test_bait_is_a_reason_like_the_others() -> None:
+    found = baits(Conversions(1e-6, 0.5, 2.0))
+    assert found is not None
+    assert found.reason == "bait"
+
+
+# -- the file that says so ---------------------------------------------------------------------------------------------
+
+
+def test_a_halt_file_gives_back_reason_and_sentence(tmp_path: Path) -> None:
+    assert read_halt(tmp_path) is None
+    assert halt_reason(tmp_path) == ""
+    for reason in HALT_REASONS:
+        # Whatever the sentence is, also one that sounds like another reason's.
+        for why in ("entropy of 3: the gate refuses, clicks are up", "x"):
+            write_halt(tmp_path, reason, why)
+            assert read_halt(tmp_path) == HaltNote(reason, why)
+            assert halt_reason(tmp_path) == why
+    # What an operator's `cat` shows.
+    assert (tmp_path / HALT_FILE).read_text() == "bait: x\n"
+
+
+@pytest.mark.parametrize(
+    ("said", "reason"),
+    [
+        ("divergence of 8.5 nats from the reference, over its budget of 8", "kl"),
+        ("a single version moved by 3.5 nats (at most 3)", "kl_step"),
+        ("entropy of 0.05 nats a token (at least 0.1): always the same text", "entropy"),
+        ("texts are 0.4 times as long as the first model's (0.5 to 2 is usual)", "length"),
+        ("99% of the samples repeat another (at most 97%)", "duplicates"),
+        ("the gate refuses 70% of the samples (at most 60%; 10% at first)", "rejected"),
+        ("clicks are up +100% and conversions down -50% per impression (so few ...)", "bait"),
+        ("moon: the moon is full", "other"),
+        ("the moon is full", "other"),
+        ("kl:", "other"),
+    ],
+)
+def test_a_halt_file_of_an_earlier_version_has_a_reason_too(tmp_path: Path, said: str, reason: str) -> None:
+    (tmp_path / HALT_FILE).write_text(said + "\n")
+    assert read_halt(tmp_path) == HaltNote(reason, said)
+
+
+def test_a_halt_file_halts_whatever_it_says(tmp_path: Path) -> None:
+    (tmp_path / HALT_FILE).write_bytes(b"")
+    assert read_halt(tmp_path) == HaltNote("other", "no reason was kept")
+    (tmp_path / HALT_FILE).write_bytes(b"caf\xe9\n")
+    assert read_halt(tmp_path) == HaltNote("other", "caf\ufffd")
 
 
 def test_what_is_not_known_ails_nothing() -> None:
@@ -165,11 +209,15 @@ def test_an_ill_policy_halts_the_learner_and_the_healthy_version_comes_back(loop
     table.refresh()
     assert table.rows[ill].stage == "rolled_back"
     assert table.rows[ill].evidence["by"] == "sentinel"
+    assert table.rows[ill].evidence["reason"] == table.rows[good].evidence["halted_by"] == "entropy"
+    assert table.rows[ill].evidence["why"] == table.rows[good].evidence["halted"] == learner.halted
+    assert read_halt(loop.data) == HaltNote("entropy", learner.halted)
     increments = learner.increments
     learn(loop, learner, 1)
     assert learner.increments == increments
     # Neither does a learner that is started anew, until somebody resumes it.
     again = loop.learner(SMALL_LEARNER)
+    assert again.halted == learner.halted
     learn(loop, again, 1)
     assert again.halted
     assert live(loop) == good
@@ -195,6 +243,21 @@ def test_what_an_operator_made_live_is_not_taken_back(loop: Loop) -> None:
     learn(loop, learner, 4)
     assert learner.halted
     assert live(loop) == first
+
+
+def test_who_only_asks_whether_learning_is_halted_changes_nothing(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
+    (loop.data / HALT_FILE).touch()
+    learner = loop.learner(SMALL_LEARNER)
+    forgiven: list[int | None] = []
+    monkeypatch.setattr(learner.sentinel, "forgive", forgiven.append)
+    learner.step()
+    Operator(loop.log, loop.clock, Views(loop.log), loop.data).resume()
+    assert learner.halted  # as it was when it stepped last
+    assert forgiven == []
+    loop.clock.advance(1_000)
+    learner.step()
+    assert not learner.halted
+    assert forgiven == [loop.clock.now_ms() - 1_000]
 
 
 def test_an_empty_halt_file_still_halts(loop: Loop) -> None:

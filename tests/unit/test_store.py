@@ -283,15 +283,15 @@ def test_a_full_disk_leaves_the_previous_versions_and_nothing_else(
 def test_a_write_that_fails_leaves_nothing(store: PolicyStore, monkeypatch: pytest.MonkeyPatch) -> None:
     publish(store)
     before = files_below(store.root)
-    real = Path.open
+    real = os.open
 
-    def full(path: Path, mode: str = "r", *rest: object, **more: object) -> object:
-        if path.name == "critic.safetensors" and "w" in mode:
+    def full(path: str | Path, flags: int, mode: int = 0o777, *, dir_fd: int | None = None) -> int:
+        if Path(path).name == "critic.safetensors" and flags & os.O_CREAT:
             raise OSError(28, "No space left on device")
-        return real(path, mode, *rest, **more)  # type: ignore[call-overload]
+        return real(path, flags, mode, dir_fd=dir_fd)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "open", full)
+        patch.setattr(os, "open", full)
         with pytest.raises(OSError, match="No space left"):
             publish(store, bump=1.0)
     assert files_below(store.root) == before

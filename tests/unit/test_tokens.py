@@ -94,6 +94,12 @@ def _signed(claims: object, **header: Any) -> str:
     return jwt.api_jws.encode(json.dumps(claims).encode(), SECRET, "HS256", headers={"kid": "one", **header})
 
 
+def test_claims_that_are_nested_too_deep_are_refused_and_no_fault() -> None:
+    nested = json.dumps(CLAIMS)[:-1].encode() + b', "x": ' + b"[" * 2_500 + b"]" * 2_500 + b"}"
+    token = jwt.api_jws.encode(nested, SECRET, "HS256", headers={"kid": "one"})
+    assert reason(token) == "bad_token"
+
+
 def test_other_algorithms_and_extensions_do_not_verify() -> None:
     assert reason(jwt.encode(CLAIMS, "", "none", headers={"kid": "one"})) == "bad_token"
     assert reason(jwt.encode(CLAIMS, SECRET * 2, "HS512", headers={"kid": "one"})) == "bad_token"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,14 +11,14 @@ from typing import Any
 import msgspec
 import pytest
 
-from optimizer.control import PAUSE_FILE
+from optimizer.control import HALT_FILE, PAUSE_FILE
 from optimizer.errors import StoreError
-from optimizer.stream.log import Append
-from optimizer.types import Campaign, Decision, Outcome, PolicyRecord, Pool
+from optimizer.stream.log import Append, Record
+from optimizer.types import Campaign, Decision, Outcome, PolicyRecord, Pool, to_json
 from serving.problems import Problem
 from serving.stats import Ledger
 from serving.views import POOLS_KEPT
-from tests.serving_rig import TENANT, Rig, make_outcome, make_policy, make_rig
+from tests.serving_rig import TENANT, Rig, make_outcome, make_policy, make_pool, make_rig
 
 
 @pytest.fixture
@@ -109,6 +110,50 @@ def test_only_the_newest_pools_are_held(rig: Rig) -> None:
         rig.add_pool(campaign, [f"Text {index}"], pool_id=f"p{index}")
     assert len(rig.views._pools[(TENANT, "c1", "all")]) == POOLS_KEPT
     assert rig.generate().variants[0].text == f"Text {3 * POOLS_KEPT - 1}"
+
+
+def test_pools_of_a_deleted_campaign_are_let_go(tmp_path: Path) -> None:
+    rig = make_rig(tmp_path)
+    for name in ("c1", "c2"):
+        rig.add_pool(rig.put(name, holdback=0.0), ["Run light"], pool_id=f"p-{name}")
+    rig.service.delete_campaign(TENANT, "c1")
+    assert list(rig.views._pools) == [(TENANT, "c2", "all")]
+    campaign = rig.put("c1", holdback=0.0)
+    assert rig.generate("c1").variants[0].source == "control"
+    rig.add_pool(campaign, ["Run far"], pool_id="p-again")
+    assert rig.generate("c1").variants[0].text == "Run far"
+    rig.service.delete_campaign(TENANT, "c1")
+    rig.close()
+    # Whoever reads the log anew meets the pools after the deletion.
+    again = make_rig(tmp_path)
+    for _ in range(2):
+        again.views.refresh()
+    assert list(again.views._pools) == [(TENANT, "c2", "all")]
+    assert again.generate("c2").variants[0].source == "pool"
+    again.close()
+
+
+def test_a_pool_that_is_read_before_its_campaign_is_kept(rig: Rig) -> None:
+    """Topics are read one after the other: a campaign, and a pool for it, may come in between."""
+    read = rig.views._tables[0][0]
+    campaign = rig.put("c1", holdback=0.0)
+    rig.service.delete_campaign(TENANT, "c1")
+    old = make_pool(campaign, ["Run light"], pool_id="p1")
+    rig.append("candidates", "p1", old)  # written while the campaign was being deleted
+    poll, late = read.poll, [make_pool(campaign, ["Run far"], pool_id="p2")]
+
+    def polled(count: int) -> list[Record]:
+        records = poll(count)
+        if not records and late:
+            rig.log.append([Append("campaigns", f"{TENANT}/c1", to_json(campaign))])
+            rig.log.append([Append("candidates", "p2", to_json(late.pop()))])
+        return records
+
+    read.poll = polled  # type: ignore[method-assign, assignment]
+    rig.views.refresh()
+    rig.views.refresh()
+    assert [held.head.pool_id for held in rig.views._pools[(TENANT, "c1", "all")]] == ["p2"]
+    assert rig.generate("c1").variants[0].text == "Run far"
 
 
 def test_a_bad_version_keeps_the_old_critic_and_counts(tmp_path: Path) -> None:
@@ -251,6 +296,114 @@ def test_a_version_without_files_never_goes_live(lineage: Rig) -> None:
     with pytest.raises(Problem):  # also where it is live already: what serves it does not have it
         operator.promote("v3")
     assert operator.rollback("v3").version == "v1"
+
+
+@pytest.mark.parametrize(("act", "version"), [("promote", "v4"), ("promote", "v3"), ("rollback", "v3")])
+def test_files_are_checked_while_others_use_the_views(lineage: Rig, act: str, version: str) -> None:
+    """Reading and hashing a large model takes seconds."""
+    operator, free = lineage.parts.operator, list[bool]()
+
+    def asked() -> None:
+        free.append(lineage.views.lock.acquire(timeout=0.5))
+        if free[-1]:
+            lineage.views.lock.release()
+
+    def damage(_version: str) -> None:
+        other = threading.Thread(target=asked)
+        other.start()
+        other.join()
+
+    operator._damage = damage
+    getattr(operator, act)(version)
+    assert free == [True]
+
+
+def test_a_critic_is_loaded_while_others_use_the_views(tmp_path: Path) -> None:
+    held: list[bool] = []
+    rig = make_rig(tmp_path, load_critic=lambda _record: held.append(rig.views.lock._is_owned()))  # type: ignore[attr-defined]
+    rig.append("policies", "v1", make_policy("v1"))
+    rig.append("policies", "v2", make_policy("v2", "candidate", "v1"))
+    assert rig.parts.operator.promote("v2").stage == "live"
+    assert held == [False, False]
+    rig.close()
+
+
+def test_a_critic_that_was_loaded_too_slowly_takes_no_newer_ones_place(tmp_path: Path) -> None:
+    """While v1's is loaded, v2 goes live and its critic is taken."""
+
+    def load(record: PolicyRecord) -> Any:
+        if record.version == "v1":
+            slow.append("policies", "v2", make_policy("v2"))
+            other = threading.Thread(target=slow.views.refresh)
+            other.start()
+            other.join()
+        return SimpleNamespace(version=f"critic-of-{record.version}")
+
+    slow = make_rig(tmp_path, load_critic=load)
+    slow.append("policies", "v1", make_policy("v1"))
+    slow.views.refresh()
+    critic = slow.views.critic()
+    assert critic is not None
+    assert critic.version == "critic-of-v2"
+    slow.close()
+
+
+def test_a_learner_that_publishes_faster_than_files_are_read_keeps_no_promotion_off(lineage: Rig) -> None:
+    operator, published = lineage.parts.operator, iter(range(1000))
+
+    def damage(_version: str) -> None:
+        version = f"w{next(published)}"
+        lineage.append("policies", version, make_policy(version, "live", "v3"))
+
+    operator._damage = damage
+    assert operator.promote("v4").version == "v4"
+    assert versions(lineage)["v4"] == ("live", True)
+    assert next(published) == 1
+
+
+def test_many_resume_at_once(lineage: Rig) -> None:
+    """A double click, or a client's second try."""
+    operator, errors = lineage.parts.operator, list[Exception]()
+    start = threading.Barrier(4)
+
+    def resume() -> None:
+        for _ in range(25):
+            (operator._data / HALT_FILE).write_text("bait: clicks are up\n")
+            start.wait()
+            try:
+                operator.resume()
+            except Problem as problem:
+                errors.append(problem)
+
+    threads = [threading.Thread(target=resume) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+
+
+def test_what_changes_while_files_are_checked_is_looked_at_again(lineage: Rig) -> None:
+    operator = lineage.parts.operator
+    changes = [make_policy("v2", "rolled_back", "v1")]
+
+    def damage(_version: str) -> None:
+        for record in changes:
+            lineage.log.append([Append("policies", record.version, to_json(record))])
+        changes.clear()
+
+    operator._damage = damage
+    assert operator.rollback("v3").version == "v1"  # v2, the parent that was whole, has been taken out meanwhile
+    changes[:] = [make_policy("v4", "rolled_back", "v3")]
+    with pytest.raises(Problem) as refusal:
+        operator.promote("v4")
+    assert refusal.value.status == 409
+    assert [(version, stage) for version, (stage, _) in versions(lineage).items()] == [
+        ("v2", "rolled_back"),
+        ("v3", "rolled_back"),
+        ("v1", "live"),
+        ("v4", "rolled_back"),
+    ]
 
 
 def test_pause_and_resume_are_a_file(rig: Rig) -> None:

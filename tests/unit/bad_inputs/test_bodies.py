@@ -14,6 +14,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from serving.limits import MAX_BODY_BYTES
+from serving.wire import NotJSON, decode_json
 from tests.refusals import (
     CAMPAIGN,
     EVENTS,
@@ -50,6 +51,21 @@ NOT_JSON = {
 def test_line_1_to_4_what_is_not_json_is_400(rig: Rig, client: TestClient, path: str, body: bytes) -> None:
     method = "PUT" if path == CAMPAIGN else "POST"
     unchanged(rig, lambda: refused(client.request(method, path, content=body, headers=JSON), 400))
+
+
+@pytest.mark.timeout(60)
+def test_line_3_a_name_that_stands_twice_among_a_hundred_thousand_is_found_at_once() -> None:
+    """Comparing each name with all others takes minutes."""
+    names = [f'"{name:05d}":1' for name in range(100_000)]
+    body = f"{{{','.join([*names, names[-1]])}}}".encode()
+    assert len(body) <= MAX_BODY_BYTES
+    with pytest.raises(NotJSON, match=r'^the name "99999" stands twice in one object$'):
+        decode_json(body)
+
+
+def test_line_3_of_several_names_that_stand_twice_the_first_is_told() -> None:
+    with pytest.raises(NotJSON, match=r'^the name "a" stands twice in one object$'):
+        decode_json(b'{"c": 1, "a": 1, "b": 1, "b": 2, "a": 2}')
 
 
 @pytest.mark.parametrize("depth", [70, 450, 500, 700, 950])

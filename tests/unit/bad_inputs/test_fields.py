@@ -242,6 +242,11 @@ def test_line_44_and_the_contracts_ranges_of_a_campaign(
     )
 
 
+def test_a_campaign_with_ten_thousand_faults_is_told_the_first_hundred(rig: Rig, client: TestClient) -> None:
+    body = campaign(controls=[{"headline": "x", **{f"slot-{n}": "y" for n in range(10_000)}}])
+    assert len(refused(client.put(CAMPAIGN, json=body), 422)) == 100
+
+
 @pytest.mark.parametrize(
     "context",
     [{"segment": "none"}, {"segment": 3}, {"a": []}, {"a": {}}, {"a": None}, {"": 1}, {"a": "x" * 2049}, {"a": 2**54}],
