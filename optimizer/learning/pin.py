@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import msgspec
 
 from optimizer.errors import ConfigError
+from optimizer.files import write_whole
 
 PIN_FILE = "base.json"
 
@@ -36,9 +36,4 @@ def read_pin(data: Path) -> Pin | None:
 
 def write_pin(data: Path, pin: Pin) -> None:
     """Make the choice: whole or not at all, also where the machine loses its power."""
-    draft = data / f".{PIN_FILE}.{os.getpid()}"
-    with draft.open("wb") as out:
-        out.write(msgspec.json.encode(pin))
-        out.flush()
-        os.fsync(out.fileno())
-    draft.replace(data / PIN_FILE)
+    write_whole(data / PIN_FILE, msgspec.json.encode(pin))

@@ -13,9 +13,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 from torch import Tensor
 
+from optimizer.files import write_whole
 from optimizer.ids import campaign_hash
 from optimizer.learning.config import LearnerConfig
 from optimizer.learning.critic import Critic
@@ -115,9 +116,7 @@ class PolicyTrainer:
         tensors = {name: np.ascontiguousarray(value) for name, value in self.moments()}
         facts = {"version": self.policy.version, "kl_weight": repr(self.kl.weight)}
         facts["price_scale"] = repr(self._reward_scale)
-        temporary = path.with_name(path.name + ".part")
-        save_file(tensors, temporary, facts)
-        temporary.replace(path)
+        write_whole(path, save(tensors, facts), durable=False)
 
     def moments(self) -> list[tuple[str, NDArray[np.float32]]]:
         """The optimizer's state by name, sorted, in float32: numpy knows no bfloat16."""

@@ -158,9 +158,8 @@ def test_pause_and_resume_name_the_file_that_they_cannot_write(
     rig: Rig, client: TestClient, act: str, name: str
 ) -> None:
     (rig.data / "learner.halted").write_text("clicks rise while conversions fall")
-    # A folder in its place cannot be opened for writing, whoever runs this.
-    for taken in (name, name + ".part"):
-        (rig.data / taken).mkdir()
+    # A folder in its place cannot be opened for writing, nor replaced by a file, whoever runs this.
+    (rig.data / name).mkdir()
     answer = client.post(f"/v1/learner/{act}")
     assert answer.status_code == 503
     assert error_of(answer)["field"] == name
