@@ -35,7 +35,7 @@ class HaltNote(NamedTuple):
 
 def write_halt(data: Path, reason: HaltReason, why: str) -> None:
     """Leave word, for all processes and after a restart, that the sentinel has halted learning."""
-    put_file(data / HALT_FILE, f"{reason}: {why}\n")
+    write_whole(data / HALT_FILE, f"{reason}: {why}\n".encode())
 
 
 def read_halt(data: Path) -> HaltNote | None:
@@ -63,8 +63,3 @@ def resumed_ms(data: Path) -> int | None:
         return int((data / RESUME_FILE).read_text(encoding="ascii"))
     except (FileNotFoundError, ValueError):
         return None
-
-
-def put_file(path: Path, text: str) -> None:
-    """Write a small file, whole or not at all, however many write it at once; it outlives a power cut."""
-    write_whole(path, text.encode())

@@ -87,9 +87,8 @@ def run_generator(settings: Settings) -> int:
     stopping = threading.Event()
     with closing(open_log(settings.log_url)) as log:
         opened = LearningOnce(settings.data, settings.model)
-        seed = int.from_bytes(os.urandom(7), "little")
         guard = PromptGuard(settings.data, expected=False)
-        with closing(make_generator(log, opened, SystemClock(), seed, guard)) as generator:
+        with closing(make_generator(log, opened, SystemClock(), guard)) as generator:
             # From here on a step is finished first; before, a signal interrupts what may take minutes.
             for number in SIGNALS:
                 signal.signal(number, lambda *_: stopping.set())

@@ -10,8 +10,9 @@ from typing import Any
 import msgspec
 
 from optimizer.clock import Clock
-from optimizer.control import HALT_FILE, PAUSE_FILE, RESUME_FILE, halt_reason, put_file
+from optimizer.control import HALT_FILE, PAUSE_FILE, RESUME_FILE, halt_reason
 from optimizer.errors import FieldError
+from optimizer.files import write_whole
 from optimizer.stream.log import Append, EventLog
 from optimizer.types import PolicyRecord, Stage, to_json
 from serving.problems import Problem, conflict, not_found
@@ -75,7 +76,7 @@ class Operator:
                 if record.stage == "rolled_back":
                     return live
                 if self._done((out,), lambda live: live is not None and live.version != version, record):
-                    return self._known(version)[1] or live
+                    return self._views.live() or live
                 continue
             if record.stage == "rolled_back":
                 raise conflict("version", version, "a version to be live afterwards", "promote another version")
@@ -101,7 +102,7 @@ class Operator:
         try:
             if (self._data / HALT_FILE).exists():
                 # First, so that whoever sees the halt gone knows what is forgiven.
-                put_file(self._data / RESUME_FILE, str(self._clock.now_ms()))
+                write_whole(self._data / RESUME_FILE, str(self._clock.now_ms()).encode())
             for name in (PAUSE_FILE, HALT_FILE):
                 (self._data / name).unlink(missing_ok=True)
         except OSError as error:

@@ -62,11 +62,6 @@ OF_VERSION = {
 STOP_S = 2.0  # how long all roles together may take to end; HTTP has had its own grace before
 
 
-def fresh_seed() -> int:
-    """A seed for one life of a role, from the system's randomness."""
-    return int.from_bytes(os.urandom(7), "little")
-
-
 class Process:
     """The parts of one process and their life. `fault` is None, or the sentence of the fault that ended it."""
 
@@ -119,11 +114,7 @@ class Process:
             extra_ms = settings.extra_retention_ms
             self._add("joiner", lambda: joining.role(log, settings.data, settings.token_keys, clock, extra_ms), log=log)
         self._add("learner", lambda: make_learner(log, opened, clock), self.operator.idle)
-        self._add(
-            "generator",
-            # A seed for each life: one that began with the seed of the life before would give other pools its ids.
-            lambda: self._writer.role(lambda: make_generator(log, opened, clock, fresh_seed(), self._prompts)),
-        )
+        self._add("generator", lambda: self._writer.role(lambda: make_generator(log, opened, clock, self._prompts)))
 
     def show_gauges(self) -> None:
         """Tell the page what no record of the log says."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -237,14 +238,16 @@ def _damaged(name: str, error: ConfigError) -> FieldError:
     return FieldError(name, str(error), "the file as it was written", "put it back, then send the campaign again")
 
 
-def make_generator(log: EventLog, opened: LearningOnce, clock: Clock, seed: int, guard: PromptGuard) -> Generator:
-    """The generator over the data folder's model. Raises ConfigError."""
+def make_generator(log: EventLog, opened: LearningOnce, clock: Clock, guard: PromptGuard) -> Generator:
+    """The generator over the data folder's model, with random numbers of its own: one that began with those of a life
+    before would give other pools its ids. Raises ConfigError."""
     learning = opened.get()
     with LOADING:
         from optimizer.learning.run import share_processor
         from serving.generator import Generator
 
         share_processor()
+        seed = int.from_bytes(os.urandom(7), "little")
         generator = Generator(log, learning.store, learning.base, clock, Gate().check, seed)
     guard.learnt(generator.policy)
     return generator

@@ -7,6 +7,7 @@ import re
 import shutil
 import threading
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,12 +15,14 @@ from typing import Any
 import msgspec
 import pytest
 
+from optimizer.clock import ManualClock
 from optimizer.learning import policy
 from optimizer.learning.corpus import generate_corpus
+from optimizer.stream.open import open_log
 from optimizer.types import Campaign, Product, Slot
 from serving import roles
 from serving.problems import Problem
-from serving.roles import PromptGuard, Writer
+from serving.roles import LearningOnce, PromptGuard, Writer, make_generator
 
 
 def campaign(facts: tuple[str, ...] = ()) -> Campaign:
@@ -187,3 +190,14 @@ def test_the_writer_closes_its_generator_once_nobody_samples_with_it() -> None:
 
 def test_without_a_generator_there_is_no_sample() -> None:
     assert Writer().fresh(campaign(), "all", lambda: False) is None
+
+
+def test_each_life_of_the_generator_has_random_numbers_of_its_own(tmp_path: Path, tiny_model_folder: Path) -> None:
+    """Pools' ids come from them: those of an earlier life may not come again."""
+    clock, opened = ManualClock(), LearningOnce(tmp_path, str(tiny_model_folder))
+    with closing(open_log(f"sqlite:///{tmp_path}/log.db", clock)) as log:
+        draws = []
+        for _ in range(2):
+            with closing(make_generator(log, opened, clock, PromptGuard(tmp_path, expected=False))) as generator:
+                draws.append(generator._rng.integers(2**62))
+    assert draws[0] != draws[1]

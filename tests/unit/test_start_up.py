@@ -198,22 +198,6 @@ def test_a_joiner_that_is_one_passes(tmp_path: Path, url: str) -> None:
     assert base in ("http://h:9101", "http://[::1]:9101", "https://a.b/c")
 
 
-def test_each_life_of_the_generator_has_a_seed_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pools' ids come from it: those of an earlier life may not come again."""
-    seeds: list[int] = []
-    monkeypatch.setattr("serving.process.make_generator", lambda _log, _opened, _clock, seed, _room: seeds.append(seed))
-    settings = settings_from(_parser().parse_args(["--data", str(tmp_path), "--all"]), {})
-    clock = ManualClock()
-    with closing(open_log(settings.log_url, clock)) as log:
-        process = Process(settings, log, clock)
-        process._add_background()
-        generator = next(role for role in process._roles if role.name == "generator")
-        for _ in range(2):
-            generator._make()
-        process.parts.close()
-    assert len(set(seeds)) == 2
-
-
 def test_the_retention_is_that_of_tokens_and_joiner(tmp_path: Path) -> None:
     given = ["--data", str(tmp_path), "--all", "--extra-retention-ms", "5000"]
     settings = settings_from(_parser().parse_args(given), {})
