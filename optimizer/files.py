@@ -1,10 +1,14 @@
-"""Files that are there whole or not at all, also after a crash and, where it is asked for, a power cut."""
+"""Files that are there whole or not at all, also after a crash and, where it is asked for, a power cut; and a lock."""
 
 from __future__ import annotations
 
+import fcntl
 import os
 import secrets
 from pathlib import Path
+from typing import IO
+
+from optimizer.errors import ConfigError
 
 
 def write_whole(path: Path, data: bytes, durable: bool = True) -> None:
@@ -38,6 +42,26 @@ def write_new(path: Path, data: bytes, durable: bool = True, mode: int = 0o666) 
     except BaseException:
         path.unlink(missing_ok=True)
         raise
+
+
+def lock_alone(path: Path, name: str, taken: str) -> IO[bytes]:
+    """Keep everyone else who asks for `path` out, in this process and others, until the result is closed or the process
+    ends. Makes the folder. Raises ConfigError, "NAME: TAKEN" where somebody else has it, and where the folder can't be
+    used."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = path.open("ab")
+    except OSError as error:
+        raise ConfigError(f"{name}: the folder can't be used ({error}); choose another one") from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.close()
+        raise ConfigError(f"{name}: {taken}") from None
+    except OSError as error:
+        lock.close()
+        raise ConfigError(f"{name}: files can't be locked there ({error}); choose a folder on another disk") from error
+    return lock
 
 
 def unused_beside(path: Path) -> Path:

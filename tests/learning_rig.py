@@ -197,12 +197,23 @@ class Loop:
         self.log = open_log(self.url, self.clock)
         self.store = PolicyStore(self.data / "policies")
         self.served = 0
+        self._learner: Learner | None = None
+
+    def close(self) -> None:
+        """Let go of learner and log."""
+        if self._learner is not None:
+            self._learner.close()
+        self.log.close()
 
     def put(self, *campaigns: Campaign) -> None:
         self.log.append([Append("campaigns", f"{c.tenant}/{c.campaign_id}", to_json(c)) for c in campaigns])
 
     def learner(self, config: LearnerConfig = SMALL_LEARNER) -> Learner:
-        return Learner(self.log, self.store, self.base, self.clock, config, self.data)
+        """A learner of this folder; the one before it is closed, as a restart would."""
+        if self._learner is not None:
+            self._learner.close()
+        self._learner = Learner(self.log, self.store, self.base, self.clock, config, self.data)
+        return self._learner
 
     def generator(self, config: GeneratorConfig = SMALL_GENERATOR, seed: int = 0) -> Generator:
         return Generator(self.log, self.store, self.base, self.clock, self.gate, seed, config)

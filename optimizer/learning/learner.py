@@ -11,12 +11,14 @@ import logging
 import math
 from contextlib import ExitStack
 from pathlib import Path
+from typing import IO
 
 import msgspec
 
 from optimizer.clock import Clock
 from optimizer.control import PAUSE_FILE, halt_reason, resumed_ms, write_halt
 from optimizer.errors import StoreError
+from optimizer.files import lock_alone
 from optimizer.learning.base import BaseModel, load_policy, load_version
 from optimizer.learning.config import LearnerConfig
 from optimizer.learning.critic import Critic
@@ -35,13 +37,14 @@ from optimizer.types import Outcome, PolicyRecord, Scalar, Stage, to_json
 
 logger = logging.getLogger(__name__)
 STATE_FILE = "learner.state"
+LOCK_FILE = ".learner.lock"
 INCREMENTS_A_FIT = 10  # increments' worth of outcomes for which the critic is fitted once more, where much is read
 TIDY_EVERY = 10  # increments between two prunings of the store, at which the optimizer's state is kept too
 MOST_ANCESTORS = 40  # versions since which the optimizer's state may have been kept
 
 
 class Learner:
-    """One process of these at a time for a log. Not thread-safe."""
+    """One of these at a time for a log and its data folder, which keeps a second one out. Not thread-safe."""
 
     def __init__(
         self,
@@ -57,7 +60,7 @@ class Learner:
 
         `base` None: the critic alone learns (`config.train_policy` must be False). `data` holds the pause file, why
         learning has halted, and the optimizer's state. Raises StoreError where no version that was live can be loaded,
-        or none be published, ConfigError for a base model that can't be."""
+        or none be published, ConfigError for a base model that can't be, and where another learner has `data`."""
         if base is None and config.train_policy:
             raise ValueError("base: got None, expected a base model, or train_policy=False")
         self.config = config
@@ -82,6 +85,9 @@ class Learner:
         self._refused: str | None = None
         self.trainer: PolicyTrainer | None = None
         with ExitStack() as unless_made:
+            self._lock = None if data is None else _lock(data)
+            if self._lock is not None:
+                unless_made.callback(self._lock.close)
             self._campaigns = campaign_table(log, self._guarded)
             unless_made.callback(self._campaigns.close)
             self._policies = policy_table(log, self._guarded)
@@ -98,8 +104,10 @@ class Learner:
             unless_made.pop_all()
 
     def close(self) -> None:
-        """Let go of the log. What has been learnt is in the versions that were published."""
+        """Let go of log and folder. What has been learnt is in the versions that were published."""
         with ExitStack() as stack:  # each, also where one fails
+            if self._lock is not None:
+                stack.callback(self._lock.close)
             for held in (self._outcomes, self._shelf, self._policies, self._campaigns):
                 stack.callback(held.close)
 
@@ -370,6 +378,12 @@ class Learner:
         )
         self._log.append([Append("policies", manifest.version, to_json(record))])
         self._policies.refresh()
+
+
+def _lock(data: Path) -> IO[bytes]:
+    """Keep every other learner out of a data folder: two would learn the same outcomes twice. Raises ConfigError."""
+    taken = "another learner is using it; stop that one (serve --all has one too), or give this one its own --data"
+    return lock_alone(data / LOCK_FILE, f"data {data}", taken)
 
 
 def _sample_facts(vitals: Vitals | None) -> dict[str, Scalar | None]:

@@ -8,7 +8,6 @@ own state, or catches up from the log.
 
 from __future__ import annotations
 
-import fcntl
 import sqlite3
 import time
 from collections import Counter
@@ -20,6 +19,7 @@ from typing import IO, Final, NamedTuple
 
 from optimizer.clock import Clock
 from optimizer.errors import ConfigError, Fenced
+from optimizer.files import lock_alone
 from optimizer.maths.attribution import EXTRA_RETENTION_MS, GRACE_MS
 from optimizer.stream.assignment import Assigned, Assignment, Fixed
 from optimizer.stream.finisher import Finisher
@@ -355,16 +355,5 @@ def _sources(partitions: Iterable[int]) -> list[TopicPartition]:
 
 def _lock(folder: Path) -> IO[bytes]:
     """Keep every other joiner out of a state folder. Raises ConfigError."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / "lock").open("ab")
-    except OSError as error:
-        raise ConfigError(f"state {folder}: the folder can't be used ({error}); choose another --state") from error
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        lock.close()
-        raise ConfigError(
-            f"state {folder}: another joiner is using it; stop that one, or give this one its own --state"
-        ) from None
-    return lock
+    fix = "another joiner is using it; stop that one, or give this one its own --state"
+    return lock_alone(folder / "lock", f"state {folder}", fix)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -32,10 +33,11 @@ def nothing(_: Campaign, __: Mapping[str, str]) -> str | None:
 
 
 @pytest.fixture
-def loop(tiny_model_folder: Path, tmp_path: Path) -> Loop:
-    made = open_loop(tmp_path / "data", tiny_model_folder, campaigns=[campaign(segments=("all", "young"))])
-    made.learner()
-    return made
+def loop(tiny_model_folder: Path, tmp_path: Path) -> Iterator[Loop]:
+    campaigns = [campaign(segments=("all", "young"))]
+    with closing(open_loop(tmp_path / "data", tiny_model_folder, campaigns=campaigns)) as made:
+        made.learner()
+        yield made
 
 
 MANY = GeneratorConfig(samples=64, regrown=0, kept=2, most_surprise=1e9, decode=SMALL_GENERATOR.decode)
@@ -138,6 +140,7 @@ def test_a_text_that_is_a_control_is_not_offered(loop: Loop, tiny_model_folder: 
     twin.learner()
     twin.generator(MANY).step()
     found = [c for c in twin.pools()[0].candidates if c.variant_id == text.variant_id]
+    twin.close()
     assert [(candidate.rejected, candidate.count) for candidate in found] == [("control", text.count)]
 
 
@@ -442,6 +445,8 @@ def test_the_same_seed_writes_the_same_pools(loop: Loop, tiny_model_folder: Path
     other.learner()
     other.generator(seed=5).step()
     assert texts(other.pools()[0]) != texts(loop.pools()[0])
+    twin.close()
+    other.close()
 
 
 def texts(pool: Pool) -> list[str]:
@@ -456,3 +461,4 @@ def test_a_text_cut_off_by_its_limit_is_marked_unfinished(llama_model_folder: Pa
     generator.step()
     reasons = [candidate.rejected for candidate in loop.pools()[0].candidates]
     assert reasons.count("unfinished") >= len(reasons) // 2
+    loop.close()

@@ -4,6 +4,8 @@ and the KL budget."""
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -32,16 +34,18 @@ def loop(
     llama_model_folder: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-) -> Loop:
+) -> Iterator[Loop]:
     if request.param == "lora":
         monkeypatch.setattr(base_module, "WHOLE_PARAMETERS", 0)
     folder = tiny_model_folder if request.param == "tiny" else llama_model_folder
-    return open_loop(tmp_path / "data", folder, campaigns=[campaign(segments=("all", "young"))])
+    with closing(open_loop(tmp_path / "data", folder, campaigns=[campaign(segments=("all", "young"))])) as made:
+        yield made
 
 
 @pytest.fixture
-def tiny_loop(tiny_model_folder: Path, tmp_path: Path) -> Loop:
-    return open_loop(tmp_path / "data", tiny_model_folder, campaigns=[campaign()])
+def tiny_loop(tiny_model_folder: Path, tmp_path: Path) -> Iterator[Loop]:
+    with closing(open_loop(tmp_path / "data", tiny_model_folder, campaigns=[campaign()])) as made:
+        yield made
 
 
 def test_the_loop_runs_on_any_architecture(loop: Loop) -> None:
@@ -96,6 +100,7 @@ def test_the_same_log_and_seed_give_the_same_weights_bit_for_bit(loop: Loop, tmp
             pass
         assert learner.increments >= 2
         published.append([twin.store.manifest(version).content_hash for version in twin.store.versions()])
+        twin.close()
     assert published[0] == published[1]
     assert len(set(published[0])) > 3
 
@@ -295,5 +300,6 @@ def test_without_a_base_the_critic_learns_alone(tiny_loop: Loop) -> None:
     versions = twin.store.versions()
     assert len(versions) == 2
     assert CriticView.from_bytes(twin.store.critic_bytes(versions[-1]), "v").heads == 6
+    learner.close()
     with pytest.raises(ValueError, match="base"):
         Learner(twin.log, twin.store, None, twin.clock, SMALL_LEARNER)

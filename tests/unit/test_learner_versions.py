@@ -4,6 +4,8 @@ another KL budget)."""
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,8 @@ import pytest
 import torch
 
 from optimizer.control import PAUSE_FILE
-from optimizer.errors import StoreError
+from optimizer.errors import ConfigError, StoreError
+from optimizer.learning.learner import Learner
 from optimizer.learning.reference import LureText
 from optimizer.stream.log import Append
 from optimizer.stream.views import live_policy, policy_table
@@ -29,8 +32,9 @@ def record(loop: Loop, version: str, stage: Stage) -> None:
 
 
 @pytest.fixture
-def tiny_loop(tiny_model_folder: Path, tmp_path: Path) -> Loop:
-    return open_loop(tmp_path / "data", tiny_model_folder, campaigns=[campaign()])
+def tiny_loop(tiny_model_folder: Path, tmp_path: Path) -> Iterator[Loop]:
+    with closing(open_loop(tmp_path / "data", tiny_model_folder, campaigns=[campaign()])) as made:
+        yield made
 
 
 def test_what_was_found_about_conversions_outlives_a_restart(tiny_loop: Loop) -> None:
@@ -137,6 +141,23 @@ def test_where_no_version_can_be_used_the_learner_says_which(tiny_loop: Loop) ->
         damage(tiny_loop, version)
     with pytest.raises(StoreError, match=tiny_loop.store.versions()[-1]):
         tiny_loop.learner()
+
+
+def test_a_second_learner_on_the_same_folder_is_refused_until_the_first_is_gone(tiny_loop: Loop) -> None:
+    first = tiny_loop.learner()
+
+    def another() -> Learner:
+        return Learner(tiny_loop.log, tiny_loop.store, tiny_loop.base, tiny_loop.clock, SMALL_LEARNER, tiny_loop.data)
+
+    for _ in range(2):  # what is refused holds nothing
+        with pytest.raises(ConfigError, match="another learner is using it"):
+            another()
+    first.close()
+    damage(tiny_loop, tiny_loop.store.versions()[-1])
+    with pytest.raises(StoreError):
+        another()
+    tiny_loop.log.append([Append("policies", tiny_loop.store.versions()[-1], None)])
+    another().close()
 
 
 def test_the_pause_file_holds_learning_but_not_reading(tiny_loop: Loop) -> None:

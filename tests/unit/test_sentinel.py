@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -168,8 +170,9 @@ def test_an_ill_must_last_and_dates_from_its_beginning() -> None:
 
 
 @pytest.fixture
-def loop(tiny_model_folder: Path, tmp_path: Path) -> Loop:
-    return open_loop(tmp_path / "data", tiny_model_folder, campaigns=[campaign()])
+def loop(tiny_model_folder: Path, tmp_path: Path) -> Iterator[Loop]:
+    with closing(open_loop(tmp_path / "data", tiny_model_folder, campaigns=[campaign()])) as made:
+        yield made
 
 
 def learn(loop: Loop, learner: Learner, rounds: int) -> None:
