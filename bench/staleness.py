@@ -21,11 +21,11 @@ import numpy as np
 import torch
 
 from optimizer.arguments import natural, positive
+from optimizer.ids import version_number
 from optimizer.learning.policy import LanguagePolicy
 from optimizer.learning.prompt import build_prompt
 from optimizer.maths.weights import effective_sample_size, truncated_ratios
 from optimizer.types import Campaign, Pool
-from serving.series import version_number
 from simulators.adloop_agent import AdloopAgent
 from simulators.compare import make_tiny_model, play
 from simulators.contenders import AdloopContender

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping
 
 import msgspec
@@ -11,6 +12,7 @@ import numpy as np
 from optimizer.types import Campaign
 
 HASH_CHARS = 32
+_NUMBERED = re.compile(r"(\d{1,18})-")
 
 
 def _digest(value: object) -> str:
@@ -31,6 +33,12 @@ def campaign_hash(campaign: Campaign) -> str:
     """
     read = [campaign.product, campaign.audience, campaign.content_type, campaign.language, campaign.slots]
     return _digest(msgspec.to_builtins(read))
+
+
+def version_number(version: str) -> int | None:
+    """The number that the policy store put before the version's hash (000012-ab12...); None where there is none."""
+    told = _NUMBERED.match(version)
+    return int(told.group(1)) if told else None
 
 
 def new_id(rng: np.random.Generator) -> str:

@@ -11,11 +11,11 @@ from collections import deque
 from collections.abc import Iterable
 from typing import Any, Literal
 
-from optimizer.ids import variant_id
+from optimizer.ids import variant_id, version_number
 from optimizer.maths.intervals import lift
 from optimizer.types import Campaign, Outcome, PolicyRecord, Pool
 from serving.joiners import StreamFigures
-from serving.series import CONTROL, Bin, Count, group_name, version_groups, version_number
+from serving.series import CONTROL, Bin, Count, group_name, version_groups
 from serving.sheets import MAX_TEXT_CHARS, CampaignSheet, Fresh, Sheet, best, entries, newest, text_of
 from serving.summary import AxisKind, curve, lift_missing, rate, stratified_lift
 

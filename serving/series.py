@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -11,7 +10,6 @@ EARLIER = "earlier"
 CAPACITY = 480
 FIRST_WIDTH_MS = 1_000
 MAX_VERSIONS = 96
-NUMBERED = re.compile(r"(\d{1,9})-")
 # A chart gets at most about this many bins, none with fewer impressions than this.
 MAX_BINS = 28
 MIN_BIN_IMPRESSIONS = 30
@@ -140,12 +138,6 @@ class Series:
             wide = self._buckets.setdefault(index // 2, {})
             for name, count in bucket.items():
                 wide.setdefault(name, Count()).add(count.impressions, count.clicks)
-
-
-def version_number(version: str) -> int | None:
-    """The number that the policy store put before the version's hash (000012-ab12...); None where there is none."""
-    told = NUMBERED.match(version)
-    return int(told.group(1)) if told else None
 
 
 def group_name(numbers: Sequence[int]) -> str:

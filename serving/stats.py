@@ -6,10 +6,13 @@ import sys
 from collections import OrderedDict
 from dataclasses import dataclass, field
 
+from optimizer.ids import version_number
 from optimizer.maths.intervals import Interval, Moments, lift
 from optimizer.types import Components, Decision, Outcome
 
 MAX_DECISIONS = 1_000_000
+MAX_VERSIONS = 1_000  # of a campaign, told one by one
+EARLIER = "earlier"
 
 
 @dataclass(slots=True)
@@ -35,6 +38,15 @@ class Tally:
             # Nothing rewarded is left: drop what rounding left behind.
             self.reward = self.squares = 0.0
 
+    def join(self, other: Tally) -> None:
+        """Count in all that another tally has counted."""
+        self.impressions += other.impressions
+        self.clicks += other.clicks
+        self.conversions += other.conversions
+        self.reward += other.reward
+        self.squares += other.squares
+        self.rewarded += other.rewarded
+
     def moments(self) -> Moments:
         return Moments(self.impressions, self.reward, self.squares, self.rewarded)
 
@@ -50,10 +62,36 @@ class Tally:
 
 @dataclass(slots=True)
 class CampaignTally:
-    """One campaign: what was served from controls, and the rest by policy version."""
+    """One campaign: what was served from controls, and the rest by policy version. Of more than `most` versions those
+    with the lowest numbers are summed as EARLIER, as what is still told of them will be: no sum over the versions
+    changes by it."""
 
+    most: int = MAX_VERSIONS
     control: Tally = field(default_factory=Tally)
     policies: dict[str, Tally] = field(default_factory=dict)
+    _summed_to: int = -2  # the highest number that is summed; a version without a number counts as -1
+
+    def of(self, version: str) -> Tally:
+        """The sums that a version's outcomes go to."""
+        if _number(version) <= self._summed_to:
+            return self.policies[EARLIER]
+        tally = self.policies.get(version)
+        if tally is None:
+            tally = self.policies[sys.intern(version)] = Tally()
+            if len(self.policies) > self.most:
+                self._sum_up()
+                return self.of(version)
+        return tally
+
+    def _sum_up(self) -> None:
+        """Sum the versions with the lowest numbers, a tenth more than there are too many."""
+        told = sorted(self.policies.keys() - {EARLIER}, key=_number)
+        spare = len(told) - self.most + max(1, self.most // 10)
+        self._summed_to = max(self._summed_to, _number(told[spare - 1]))
+        earlier = self.policies.setdefault(EARLIER, Tally())
+        for version in told:
+            if _number(version) <= self._summed_to:
+                earlier.join(self.policies.pop(version))
 
     def learned(self) -> Moments:
         """All policy versions together."""
@@ -138,7 +176,12 @@ class Ledger:
         campaign = self.campaigns.setdefault((decision.tenant, decision.campaign_id), CampaignTally())
         if decision.source == "control":
             return campaign.control
-        return campaign.policies.setdefault(sys.intern(decision.policy_version), Tally())
+        return campaign.of(decision.policy_version)
+
+
+def _number(version: str) -> int:
+    number = version_number(version)
+    return -1 if number is None else number
 
 
 def _previous(before: _Seen, now: Outcome) -> Outcome:

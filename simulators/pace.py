@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from optimizer.errors import AdloopError
+from optimizer.ids import version_number
 from simulators.ad_client import AdClient, Json
 from simulators.results import KLPoint
 
@@ -37,7 +38,8 @@ class Monitor:
         if live is None:
             return
         evidence: Json = live.get("evidence", {})
-        self.versions = len(policies)
+        numbers = (version_number(policy["version"]) for policy in policies)
+        self.versions = 1 + max((number for number in numbers if number is not None), default=-1)
         self.learned = int(evidence.get("outcomes") or 0)
         self.kl = float(evidence.get("kl") or 0.0)
         self.kl_budget = float(evidence.get("kl_budget") or 0.0)

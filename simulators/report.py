@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 
+from optimizer.ids import version_number
 from serving import charts, numbers
 from serving.page import parts
-from serving.series import Bin, Count, group_name, version_groups, version_number
+from serving.series import Bin, Count, group_name, version_groups
 from simulators.compare_report import compare_html
 from simulators.results import (
     CompareCurve,

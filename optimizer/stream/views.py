@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Callable, Iterator
 from typing import Generic, TypeVar
 
 import msgspec
 
+from optimizer.ids import version_number
 from optimizer.stream.guarded import GuardedDecode
 from optimizer.stream.log import EventLog, Record, whole
 from optimizer.types import Campaign, PolicyRecord
@@ -16,8 +16,8 @@ from optimizer.types import Campaign, PolicyRecord
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
-_SEQUENCE = re.compile(r"(\d+)-")
 POLL_RECORDS = 1000
+VERSIONS_KEPT = 1000  # many times as many as the store has files of, and with its evidence each takes some 5 KB
 
 
 class Table(Generic[T]):
@@ -83,11 +83,16 @@ class PolicyStages:
     """Policy records by version, in the order of their last records, and which version they make live. A record that
     must not change its version's stage is refused: a version that has been live goes live again, or back to an earlier
     stage, by an operator alone; so does one that is older than a version that has been live. `newest` is the highest
-    number of those, -1 before the first."""
+    number of those, -1 before the first.
 
-    def __init__(self) -> None:
+    It holds the `kept` newest, and whatever its age the live one, the first (number 0) and those that were rolled back:
+    their texts may still lie in a pool. The others are forgotten; the store has long removed their files."""
+
+    def __init__(self, kept: int = VERSIONS_KEPT) -> None:
         self.rows: dict[str, PolicyRecord] = {}
         self.newest = -1
+        self._kept = kept
+        self._tidy_at = kept + 1
 
     def take(self, record: PolicyRecord) -> str | None:
         """Take the record in; returns None, or why it is refused."""
@@ -96,8 +101,22 @@ class PolicyStages:
             self.rows.pop(record.version, None)
             self.rows[record.version] = record
             if record.stage in ("live", "rolled_back"):
-                self.newest = max(self.newest, _sequence(record.version))
+                self.newest = max(self.newest, _number(record.version))
+            if len(self.rows) >= self._tidy_at:
+                self._forget()
         return why
+
+    def _forget(self) -> None:
+        live = self.live()
+        passing = [
+            version
+            for version, record in self.rows.items()
+            if record.stage != "rolled_back" and record is not live and version_number(version) != 0
+        ]
+        for version in passing[: -self._kept]:
+            del self.rows[version]
+        # Not at every record: those that stay whatever their age would be looked through each time.
+        self._tidy_at = len(self.rows) + max(1, self._kept // 10)
 
     def live(self) -> PolicyRecord | None:
         """The version whose `live` record stands last in the log; None before the first."""
@@ -117,7 +136,7 @@ class PolicyStages:
             if record.stage == "live" and live is not None and live.version == record.version:
                 return None
             return f"policies: {got} after {before.stage}, expected an operator's record; {advice}"
-        if record.stage == "live" and -1 < _sequence(record.version) < self.newest:
+        if record.stage == "live" and -1 < _number(record.version) < self.newest:
             return f"policies: {got}, expected a version after number {self.newest}, which was live; {advice}"
         return None
 
@@ -146,7 +165,7 @@ def live_policy(policies: PolicyTable) -> PolicyRecord | None:
     return policies.stages.live()
 
 
-def _sequence(version: str) -> int:
-    """The number that a version of the store begins with; -1 for another name."""
-    found = _SEQUENCE.match(version)
-    return int(found.group(1)) if found else -1
+def _number(version: str) -> int:
+    """The version's number; -1 where it has none."""
+    number = version_number(version)
+    return -1 if number is None else number

@@ -127,3 +127,22 @@ def test_after_a_restart_the_latest_good_version_serves(tmp_path: Path) -> None:
     rig.views.refresh()
     assert rig.views.refused_versions == 2  # it is not tried at every look
     rig.close()
+
+
+def test_old_versions_are_forgotten_but_not_the_first_the_live_one_and_those_that_were_rolled_back() -> None:
+    made = PolicyStages(kept=20)
+    names = [f"{number:06d}-aaaaaaaaaaaa" for number in range(200)]
+    for name in names[:50]:
+        assert made.take(make_policy(name, by="learner")) is None
+    assert made.take(make_policy(names[48], "rolled_back", by="sentinel")) is None
+    for name in names[50:]:
+        assert made.take(make_policy(name, "candidate", by="learner")) is None
+        assert live(made) == names[49]
+    # At most a tenth more than are kept, and the newest of them.
+    passing = [name for name in made.rows if name not in (names[0], names[48], names[49])]
+    assert 20 <= len(passing) <= 22
+    assert passing == names[-len(passing) :]
+    assert {names[0], names[48], names[49]} < made.rows.keys()
+    # What is forgotten stays refused: its number is older than one that was live.
+    assert made.take(make_policy(names[3], by="learner")) is not None
+    assert live(made) == names[49]

@@ -16,7 +16,7 @@ from optimizer.errors import StoreError
 from optimizer.stream.log import Append, Record
 from optimizer.types import Campaign, Decision, Outcome, PolicyRecord, Pool, to_json
 from serving.problems import Problem
-from serving.stats import Ledger
+from serving.stats import CampaignTally, Ledger
 from serving.views import POOLS_KEPT
 from tests.serving_rig import TENANT, Rig, make_outcome, make_policy, make_pool, make_rig
 
@@ -190,6 +190,36 @@ def test_the_ledger_forgets_the_oldest_and_says_so(rig: Rig) -> None:
     assert ledger.apply(make_outcome(found[2], revision=2, click=1)) is not None
     control = ledger.campaigns[(TENANT, "c1")].control
     assert (ledger.forgotten, control.impressions, control.clicks) == (1, 3, 1)
+
+
+def test_a_campaigns_lowest_versions_are_told_as_one_and_no_sum_changes_by_it(rig: Rig) -> None:
+    rig.put()
+    rig.generate()
+    drawn = decision_of(rig)
+    ledger = Ledger()
+    ledger.campaigns[(TENANT, "c1")] = tally = CampaignTally(most=20)
+    shown: list[Decision] = []
+    for number in range(100):
+        # Every third is a late one, of a version long ago.
+        version = f"{number // 2 if number % 3 == 0 else number:06d}-aaaaaaaaaaaa"
+        shown.append(msgspec.structs.replace(drawn, decision_id=f"d{number}", source="pool", policy_version=version))
+        ledger.apply(make_outcome(shown[-1]))
+        assert len(tally.policies) <= 21
+        assert sum(side.impressions for side in tally.policies.values()) == tally.learned().n == number + 1
+    for decision in shown:
+        ledger.apply(make_outcome(decision, revision=2, click=1))
+    for decision in shown[::2]:
+        ledger.apply(make_outcome(decision, revision=3))
+    told = {version: (side.impressions, side.clicks) for version, side in tally.policies.items()}
+    counted: dict[str, list[int]] = {}
+    for at, decision in enumerate(shown):
+        version = decision.policy_version
+        sums = counted.setdefault(version if version in told else "earlier", [0, 0])
+        sums[0] += 1
+        sums[1] += at % 2
+    assert told == {version: tuple(sums) for version, sums in counted.items()}
+    assert "000098-aaaaaaaaaaaa" in told
+    assert "000000-aaaaaaaaaaaa" not in told
 
 
 def test_streaming_sums_equal_the_batch_sums_at_every_prefix(rig: Rig) -> None:
