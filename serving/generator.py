@@ -72,8 +72,8 @@ class Known(NamedTuple):
 
 
 class Wanted(NamedTuple):
-    """What a campaign's record asks for: texts for each of these places, none where none may be shown or the model has
-    no room for the prompts. No version changes that: the room is the base model's."""
+    """What a campaign's record asks for: texts for each of these places, none where none may be shown, or the model
+    does not write the language or has no room for the prompts. No version changes that: it is the base model's."""
 
     campaign: Campaign
     hash: str
@@ -160,9 +160,12 @@ class Generator:
 
     def fresh(self, campaign: Campaign, segment: str, cancelled: Callable[[], bool]) -> Pool | None:
         """A pool for one request alone, appended to the log; None before the first policy version, and for a campaign
-        that the model has no room for. Raises `Cancelled` when the caller has gone."""
+        that the model has no room for, or whose language it does not write. Raises `Cancelled` when the caller has
+        gone."""
         self._refresh()
-        if not self._policy.version or not self._policy.fits(build_prompt(campaign, segment)):
+        if not self._policy.version or not self._base.writes(campaign.language):
+            return None
+        if not self._policy.fits(build_prompt(campaign, segment)):
             return None
         pool = self._write([(campaign, segment)], self.config.samples, cancelled, FRESH_PREFIX)[0]
         self._log.append([Append("candidates", pool.pool_id, to_json(pool))])
@@ -247,9 +250,17 @@ class Generator:
 
     def _want(self, campaign: Campaign) -> Wanted:
         # PUT refuses what the model has no room for; one that was put under another model must not stop the others.
-        written = not campaign.rules.require_approval and all(
-            self._policy.fits(build_prompt(campaign, segment)) for segment in campaign.segments
+        written = (
+            not campaign.rules.require_approval
+            and self._base.writes(campaign.language)
+            and all(self._policy.fits(build_prompt(campaign, segment)) for segment in campaign.segments)
         )
+        if not self._base.writes(campaign.language):
+            logger.warning(
+                "campaign %s/%s: language %s, but the tiny model writes %s alone: only its controls are shown; begin "
+                "a data folder with a --model that writes it",
+                *(campaign.tenant, campaign.campaign_id, campaign.language, self._base.language),
+            )
         places = [(campaign.tenant, campaign.campaign_id, segment) for segment in campaign.segments if written]
         return Wanted(campaign, campaign_hash(campaign), tuple(places))
 

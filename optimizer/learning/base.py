@@ -28,6 +28,7 @@ from optimizer.learning.pretrain import pretrain
 from optimizer.learning.recipe import (
     FINGERPRINT_ROWS,
     MARKER,
+    TINY_LANGUAGE,
     PretrainConfig,
     Progress,
     corpus_hash,
@@ -43,10 +44,16 @@ DEVICE = re.compile(r"auto|cpu|cuda(?::([0-9]+))?")
 
 @dataclass(frozen=True)
 class BaseModel:
-    """`folder` holds the Hugging Face files; `digest` names their content (weights, configuration and tokenizer)."""
+    """`folder` holds the Hugging Face files; `digest` names their content (weights, configuration and tokenizer).
+    `language`: the only one it writes, as the first part of a language tag; None where that is not known."""
 
     folder: Path
     digest: str
+    language: str | None = None
+
+    def writes(self, language: str) -> bool:
+        """Whether texts in the language of this tag may be expected of it."""
+        return self.language is None or language.lower().split("-")[0] == self.language
 
 
 def device() -> torch.device:
@@ -109,7 +116,7 @@ def _settled(data: Path, model: str | None, progress: Progress, config: Pretrain
             )
         model = chosen.model
         folder = data / "base" if model is None else _resolve(model)
-        base = BaseModel(folder, _digest(folder))
+        base = _base(folder, model)
         if base.digest != chosen.digest:
             raise ConfigError(
                 f"--model: the files in {folder.name} have changed since this data folder was begun; put them back"
@@ -126,9 +133,13 @@ def _settled(data: Path, model: str | None, progress: Progress, config: Pretrain
         folder = data / "base"
     else:
         folder = _resolve(model)
-    base = BaseModel(folder, _digest(folder))
+    base = _base(folder, model)
     write_pin(data, Pin(model, base.digest))
     return base
+
+
+def _base(folder: Path, model: str | None) -> BaseModel:
+    return BaseModel(folder, _digest(folder), TINY_LANGUAGE if model is None else None)
 
 
 def _resolve(model: str) -> Path:

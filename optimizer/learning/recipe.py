@@ -17,6 +17,7 @@ from optimizer.ranges import NOT_NEGATIVE, POSITIVE, SHARE, check_ranges, whole
 from optimizer.types import Slot
 
 MARKER = "adloop.json"
+TINY_LANGUAGE = "en"  # the generated corpus has no other
 FINGERPRINT_ROWS = 1_000
 LEAST_VOCABULARY = 257  # every byte, and the end of a text
 LEAST_POSITIONS = 32  # half of them for the prompt, and a slot's name and 8 tokens of its text in the others

@@ -86,6 +86,7 @@ def test_the_tiny_model_is_trained_once_and_copied(
     # The data folder lives on without the cache.
     shutil.rmtree(tmp_path / "cache")
     assert settle_base(tmp_path / "one", None, quiet, TINY) == first
+    assert (first.language, first.writes("en-US"), first.writes("pt-BR")) == ("en", True, False)
     assert tiny_model(TINY, quiet).is_dir()
     assert len(trained) == 2
 

@@ -130,6 +130,28 @@ def test_a_pool_in_which_nothing_passes_is_tried_again_a_few_times(loop: Loop) -
     assert not generator.step()
 
 
+def test_a_language_that_the_model_does_not_write_is_left_to_the_controls(
+    tiny_model_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    german, british = campaign("c1", language="de-AT"), campaign("c2", language="EN-gb")
+    with closing(open_loop(tmp_path / "data", tiny_model_folder, campaigns=[german, british])) as loop:
+        loop.learner()
+        loop.base = dataclasses.replace(loop.base, language="en")
+        generator = loop.generator()
+        while generator.step():
+            pass
+        assert [pool.campaign_id for pool in loop.pools()] == ["c2"]
+        assert generator.fresh(german, "all", lambda: False) is None
+        assert generator.fresh(british, "all", lambda: False) is not None
+        said = [record.getMessage() for record in caplog.records if "c1" in record.getMessage()]
+        assert len(said) == 1, "told once, not ten times a second"
+        assert "language de-AT" in said[0]
+        # A model that somebody brought may write anything.
+        loop.base = dataclasses.replace(loop.base, language=None)
+        assert loop.generator().step()
+        assert {pool.campaign_id for pool in loop.pools()} == {"c1", "c2"}
+
+
 def test_a_text_that_is_a_control_is_not_offered(loop: Loop, tiny_model_folder: Path, tmp_path: Path) -> None:
     loop.generator(MANY).step()
     text = max(loop.pools()[0].candidates, key=lambda candidate: candidate.count)
