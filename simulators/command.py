@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -40,6 +40,16 @@ def answer(figures: dict[str, Any], show: Callable[[dict[str, Any]], str], as_js
     """Print a verb's figures: as one JSON object on the last line, or as a person reads them."""
     print(json.dumps(figures, allow_nan=False) if as_json else show(figures))
     return 0
+
+
+def refuse_failed(failed: Sequence[Mapping[str, Any]], runs: int) -> None:
+    """Raises AdloopError, for exit status 1, where of `runs` some have `failed`: what the others gave has been told."""
+    if failed:
+        first = failed[0]
+        raise AdloopError(
+            f"{len(failed)} of {runs} runs failed, the first of them {first['name']}, seed {first['seed']}: "
+            f"{first['why']}"
+        )
 
 
 def line(record: object) -> None:

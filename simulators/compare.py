@@ -11,7 +11,6 @@ import hashlib
 import os
 import sys
 import time
-import traceback
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
@@ -23,14 +22,14 @@ import numpy as np
 
 from optimizer.arguments import positive
 from optimizer.errors import AdloopError, ConfigError
-from simulators.command import answer, execute
+from simulators.command import answer, execute, refuse_failed
 from simulators.compare_table import show
 from simulators.progress import Bars, Report
 from simulators.results import Apart, CompareCurve, CompareRow, Failed, Setup
 from simulators.settings import NAMES, SETTINGS, lacking
 from simulators.stats import finite, share
 from simulators.summary import beside_ours, summary
-from simulators.workers import one_thread, try_jobs
+from simulators.workers import one_thread, try_jobs, why_failed
 from simulators.worlds import World, shipped
 
 if TYPE_CHECKING:
@@ -233,7 +232,9 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         increment=options.increment,
         model=options.model,
         ranked_by="mean_reward" if world.pays_for_more else "mean_ctr",
-        failed=tuple(Failed(name, seed, _why(one)) for (name, seed), one in done.items() if isinstance(one, Exception)),
+        failed=tuple(
+            Failed(name, seed, why_failed(one)) for (name, seed), one in done.items() if isinstance(one, Exception)
+        ),
         apart=tuple(apart(runs)),
     )
     if options.report is not None and rows:
@@ -297,14 +298,6 @@ def apart(runs: Sequence[Run]) -> list[Apart]:
     return found
 
 
-def _why(error: Exception) -> str:
-    if isinstance(error, AdloopError | OSError):
-        return str(error)
-    # A bug: where it is must not be lost.
-    traceback.print_exception(error)
-    return f"{type(error).__name__}: {error}"
-
-
 def main(argv: Sequence[str]) -> int:
     """`adloop compare`."""
     parser = argparse.ArgumentParser(
@@ -344,12 +337,7 @@ def _answer(figures: dict[str, Any], as_json: bool) -> int:
     if as_json:
         print(show(figures), file=sys.stderr)
     status = answer(figures, show, as_json)
-    if failed := figures["failed"]:
-        runs, first = len(failed) + len(figures["rows"]), failed[0]
-        raise AdloopError(
-            f"{len(failed)} of {runs} runs failed, the first of them {first['name']}, seed {first['seed']}: "
-            f"{first['why']}"
-        )
+    refuse_failed(figures["failed"], len(figures["failed"]) + len(figures["rows"]))
     return status
 
 

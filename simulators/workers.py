@@ -8,6 +8,7 @@ import pickle
 import signal
 import tempfile
 import threading
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -95,6 +96,14 @@ def _settled(future: Future[Any]) -> Any:
         return _result(future)
     except Exception as error:  # noqa: BLE001 - the same
         return error
+
+
+def why_failed(error: Exception) -> str:
+    """What a reader is told of a failed job, in a sentence; of a bug the traceback goes to stderr."""
+    if isinstance(error, AdloopError | OSError):
+        return str(error)
+    traceback.print_exception(error)
+    return f"{type(error).__name__}: {error}"
 
 
 class Died(AdloopError):

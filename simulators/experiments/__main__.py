@@ -7,20 +7,21 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from statistics import fmean
 from typing import Any
 
 from optimizer.arguments import positive
 from optimizer.errors import ConfigError
-from simulators.command import answer, execute
+from simulators.command import answer, execute, refuse_failed
 from simulators.compare import INCREMENT, make_tiny_model
 from simulators.experiments.measures import WINDOW, beginnings, recovery, shortfall, significance
 from simulators.experiments.trace import Trace, Trial, run_trial
 from simulators.progress import Bars
+from simulators.results import Failed
 from simulators.stats import finite, share
 from simulators.summary import interval
-from simulators.workers import run_jobs
+from simulators.workers import try_jobs, why_failed
 from simulators.worlds import shipped
 
 LOOKS = 2_000
@@ -163,10 +164,18 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     with Bars() as bars:
         if options.model is None:
             make_tiny_model(bars)
-        traces = run_jobs(run_trial, trials, options.processes, bars.bar(options.name), not shipped(world))
+        played = try_jobs(run_trial, trials, options.processes, bars.bar(options.name), not shipped(world))
+    failed = [
+        Failed(trial.variant, trial.seed, why_failed(one))
+        for trial, one in zip(trials, played, strict=True)
+        if isinstance(one, Exception)
+    ]
+    traces = [one for one in played if isinstance(one, Trace)]
     rows = []
     for seed in seeds:
         own = {trace.trial.variant: trace for trace in traces if trace.trial.seed == seed}
+        if len(own) < len(asked.variants):
+            continue
         ours = own["adloop"]
         common = {
             "seed": seed,
@@ -187,9 +196,12 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         "increment": increment,
         "rows": rows,
         "failures": failures,
-        "holds": failures <= asked.most_failures,
+        "failed": [asdict(one) for one in failed],
+        "runs": len(trials),
+        # Of too few seeds: no where enough of them fall short, else nobody knows.
+        "holds": False if failures > asked.most_failures else None if failed else True,
     }
-    if asked.mean is not None:
+    if asked.mean is not None and rows:
         figures["mean"] = {asked.mean: interval([row[asked.mean] for row in rows if row[asked.mean] is not None])}
     told: dict[str, Any] = finite(figures)
     return told
@@ -221,9 +233,13 @@ def show(figures: Mapping[str, Any]) -> str:
     lines += ["  ".join(f"{key} {_told(value)}" for key, value in row.items()) for row in figures["rows"]]
     for key, mean in figures.get("mean", {}).items():
         lines.append(f"mean {key} {_told(mean['mean'])} ({_told(mean['low'])} to {_told(mean['high'])})")
-    took = fmean(row["seconds"] for row in figures["rows"])
-    verdict = "holds" if figures["holds"] else "does not hold"
-    lines.append(f"{verdict}: {figures['failures']} of {len(figures['rows'])} seeds fall short; {took:.0f} s a seed")
+    for one in figures["failed"]:
+        lines.append(f"failed: {one['name']}, seed {one['seed']}: {one['why']} (the seed is left out)")
+    if figures["rows"]:
+        took = fmean(row["seconds"] for row in figures["rows"])
+        verdict = {True: "holds", False: "does not hold", None: "not told"}[figures["holds"]]
+        short = f"{figures['failures']} of {len(figures['rows'])} seeds fall short"
+        lines.append(f"{verdict}: {short}; {took:.0f} s a seed")
     return "\n".join(lines)
 
 
@@ -239,7 +255,10 @@ def _told(value: object) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command. Exit status 0 also where the answer is no: it is an answer."""
-    parser = argparse.ArgumentParser(prog="python -m simulators.experiments", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m simulators.experiments",
+        description=f"{__doc__} Exit status 1 where a run failed; what the other seeds gave is printed all the same.",
+    )
     parser.add_argument("name", choices=sorted(EXPERIMENTS))
     parser.add_argument("--seeds", type=positive, metavar="K", help="default: what the question asks for")
     parser.add_argument("--first-seed", type=positive, default=1, metavar="S", help="seeds S to S+K-1 (default: 1)")
@@ -257,7 +276,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
     options = parser.parse_args(argv)
-    return execute(lambda: answer(run(options), show, options.json))
+    return execute(lambda: _answer(run(options), options.json))
+
+
+def _answer(figures: dict[str, Any], as_json: bool) -> int:
+    status = answer(figures, show, as_json)
+    refuse_failed(figures["failed"], figures["runs"])
+    return status
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
+from optimizer.errors import AdloopError
 from simulators.adloop_agent import AdloopAgent
 from simulators.experiments import __main__ as command
 from simulators.experiments.measures import beginnings, recovery, shortfall, significance
@@ -195,7 +196,7 @@ def test_the_command_sums_up_and_says_whether_it_holds(
             for trial in trials
         ]
 
-    monkeypatch.setattr(command, "run_jobs", traced)
+    monkeypatch.setattr(command, "try_jobs", traced)
     monkeypatch.setattr(command, "make_tiny_model", lambda bars: None)
     assert command.main(["delay", "--seeds", "2", "--json"]) == 0
     figures = json.loads(capsys.readouterr().out.splitlines()[-1])
@@ -210,6 +211,40 @@ def test_the_command_sums_up_and_says_whether_it_holds(
     assert "does not hold: 1 of 1 seeds" in capsys.readouterr().out
 
 
+def test_a_failing_run_takes_its_seed_alone_and_the_answer_says_so(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def traced(work: Any, trials: Sequence[Trial], *_: object) -> list[Trace | Exception]:
+        ones = np.ones(4_000)
+        found: list[Trace | Exception] = [
+            Trace(trial, ("a",) * 4_000, ones, ones * worth, ones, ones, ones, ones > 2, 1.0, 0.1, None, "", 1.0)
+            for trial in trials
+        ]
+        for at in failing:
+            found[at] = AdloopError("the world ended")
+        return found
+
+    monkeypatch.setattr(command, "try_jobs", traced)
+    monkeypatch.setattr(command, "make_tiny_model", lambda bars: None)
+    worth, failing = 1.0, [1]
+    assert command.main(["proxy", "--seeds", "3", "--json"]) == 1
+    told = capsys.readouterr()
+    figures = json.loads(told.out.splitlines()[-1])
+    assert [row["seed"] for row in figures["rows"]] == [1, 3]
+    assert figures["holds"] is None
+    assert figures["failed"] == [{"name": "adloop", "seed": 2, "why": "the world ended"}]
+    assert "1 of 3 runs failed, the first of them adloop, seed 2: the world ended" in told.err
+    worth = 0.5
+    assert command.main(["proxy", "--seeds", "3"]) == 1
+    assert "does not hold: 2 of 2 seeds" in capsys.readouterr().out
+    # One variant of three: the seed has no answer.
+    failing = [2]
+    assert command.main(["delay", "--seeds", "1"]) == 1
+    told = capsys.readouterr()
+    assert "failed: at_window_end, seed 1: the world ended (the seed is left out)" in told.out
+    assert "1 of 3 runs failed" in told.err
+
+
 STRANGE = "tests.fakes.strange_worlds"
 
 
@@ -219,7 +254,7 @@ def test_what_cannot_be_asked_is_refused_before_it_is_played(
     def never(*_: object) -> None:
         raise AssertionError("it is being played")
 
-    monkeypatch.setattr(command, "run_jobs", never)
+    monkeypatch.setattr(command, "try_jobs", never)
     monkeypatch.setattr(command, "make_tiny_model", never)
     for arguments, said in (
         (["drift", "--impressions", "2000"], "--impressions: got 2000, expected 4096 or more"),
