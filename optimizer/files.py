@@ -44,15 +44,15 @@ def write_new(path: Path, data: bytes, durable: bool = True, mode: int = 0o666) 
         raise
 
 
-def lock_alone(path: Path, name: str, taken: str) -> IO[bytes]:
+def lock_alone(path: Path, name: str, taken: str, option: str) -> IO[bytes]:
     """Keep everyone else who asks for `path` out, in this process and others, until the result is closed or the process
     ends. Makes the folder. Raises ConfigError, "NAME: TAKEN" where somebody else has it, and where the folder can't be
-    used."""
+    used or has no file locks, with the option that names another one."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = path.open("ab")
     except OSError as error:
-        raise ConfigError(f"{name}: the folder can't be used ({error}); choose another one") from error
+        raise ConfigError(f"{name}: the folder can't be used ({error}); choose another {option}") from error
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -60,7 +60,7 @@ def lock_alone(path: Path, name: str, taken: str) -> IO[bytes]:
         raise ConfigError(f"{name}: {taken}") from None
     except OSError as error:
         lock.close()
-        raise ConfigError(f"{name}: files can't be locked there ({error}); choose a folder on another disk") from error
+        raise ConfigError(f"{name}: files can't be locked there ({error}); take another disk's {option}") from error
     return lock
 
 

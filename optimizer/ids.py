@@ -1,4 +1,4 @@
-"""Ids and hashes that several roles must compute alike: variants, campaign text, new random ids."""
+"""Ids and hashes that several roles must compute alike: variants, campaign text, versions' numbers, new random ids."""
 
 from __future__ import annotations
 
@@ -39,6 +39,12 @@ def version_number(version: str) -> int | None:
     """The number that the policy store put before the version's hash (000012-ab12...); None where there is none."""
     told = _NUMBERED.match(version)
     return int(told.group(1)) if told else None
+
+
+def version_order(version: str) -> int:
+    """The version's number, to sort by: -1 where there is none."""
+    number = version_number(version)
+    return -1 if number is None else number
 
 
 def new_id(rng: np.random.Generator) -> str:

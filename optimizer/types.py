@@ -107,6 +107,12 @@ class Campaign(Struct, frozen=True):
     holdback: float = 0.05
     schema: int = SCHEMA
 
+    @property
+    def primary_language(self) -> str:
+        """The first part of the language tag in lower case; `en` however English is called."""
+        first = self.language.lower().split("-")[0]
+        return "en" if first in ("eng", "english") else first
+
 
 class Candidate(Struct, frozen=True):
     """One text of a pool.

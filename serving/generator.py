@@ -163,7 +163,7 @@ class Generator:
         that the model has no room for, or whose language it does not write. Raises `Cancelled` when the caller has
         gone."""
         self._refresh()
-        if not self._policy.version or not self._base.writes(campaign.language):
+        if not self._policy.version or not self._base.writes(campaign):
             return None
         if not self._policy.fits(build_prompt(campaign, segment)):
             return None
@@ -252,13 +252,13 @@ class Generator:
         # PUT refuses what the model has no room for; one that was put under another model must not stop the others.
         written = (
             not campaign.rules.require_approval
-            and self._base.writes(campaign.language)
+            and self._base.writes(campaign)
             and all(self._policy.fits(build_prompt(campaign, segment)) for segment in campaign.segments)
         )
-        if not self._base.writes(campaign.language):
+        if not self._base.writes(campaign):
             logger.warning(
-                "campaign %s/%s: language %s, but the tiny model writes %s alone: only its controls are shown; begin "
-                "a data folder with a --model that writes it",
+                "campaign %s/%s: language %s, but the tiny model writes %s alone: it gets no texts, and shows its "
+                "controls but for pools that it has already; begin a data folder with a --model that writes it",
                 *(campaign.tenant, campaign.campaign_id, campaign.language, self._base.language),
             )
         places = [(campaign.tenant, campaign.campaign_id, segment) for segment in campaign.segments if written]

@@ -101,7 +101,7 @@ class Subject:
 
     @property
     def english(self) -> bool:
-        return self.campaign.language.lower().split("-")[0] == "en"
+        return self.campaign.primary_language == "en"
 
 
 Rule = Callable[[Subject], "Refusal | None"]
@@ -168,7 +168,7 @@ def against(subject: Subject) -> Refusal | None:
 
 def malformed(subject: Subject) -> Refusal | None:
     """The rules of written language."""
-    if subject.campaign.language.lower().split("-")[0] in _UNSPACED:
+    if subject.campaign.primary_language in _UNSPACED:
         return None
     short = subject.slot.name.lower() in SHORT_SLOTS or subject.slot.max_chars < 16
     # The length is the real text's: a short name counts as what it is.

@@ -39,7 +39,7 @@ class Operator:
         self._damage = damage
 
     def policies(self) -> list[dict[str, Any]]:
-        """Every version, oldest record first; `serving` marks the live one."""
+        """The versions that are held, oldest record first; `serving` marks the live one."""
         live = self._views.live()
         return [
             {**msgspec.to_builtins(record), "serving": live is not None and record.version == live.version}
@@ -129,10 +129,14 @@ class Operator:
         return record, live
 
     def _nearest_parent(self, record: PolicyRecord) -> PolicyRecord | None:
+        """The first of its parent, that one's, and so on, that may be live. Where one is not known any more, none
+        between it and the first version has files: that one is next."""
         seen = {record.version}
         while record.parent is not None and record.parent not in seen:
-            parent = self._views.policy(record.parent)
-            if parent is None or (parent.stage != "rolled_back" and self._damage(parent.version) is None):
+            parent = self._views.policy(record.parent) or self._views.first_policy()
+            if parent is None or parent.version in seen:
+                return None
+            if parent.stage != "rolled_back" and self._damage(parent.version) is None:
                 return parent
             seen.add(parent.version)
             record = parent

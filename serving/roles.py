@@ -136,7 +136,7 @@ class Writer:
 
     def fresh(self, campaign: Campaign, segment: str, cancelled: Callable[[], bool]) -> Pool | None:
         """A pool for one request; None while there is no model or no version, where the model has no room for the
-        campaign, or when the request was cancelled."""
+        campaign or does not write its language, or when the request was cancelled."""
         self._asking += 1
         try:
             while not self._turn.acquire(timeout=FRESH_WAIT_S):

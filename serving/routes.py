@@ -264,7 +264,8 @@ async def stats(request: Request) -> Response:
 
 @router.get("/v1/policies", openapi_extra=operation("reader"))
 async def policies(request: Request) -> Response:
-    """Every policy version with its stage, its parent and the evidence for the stage."""
+    """Policy versions with stage, parent and the evidence for the stage: about the 1,000 newest, and whatever their age
+    the live one, the first, and those that were rolled back."""
     _access(request, "reader")
     return _answer({"policies": await _at_desk(request, _parts(request).operator.policies)})
 

@@ -6,13 +6,13 @@ import sys
 from collections import OrderedDict
 from dataclasses import dataclass, field
 
-from optimizer.ids import version_number
+from optimizer.ids import version_order
 from optimizer.maths.intervals import Interval, Moments, lift
 from optimizer.types import Components, Decision, Outcome
+from serving.series import EARLIER
 
 MAX_DECISIONS = 1_000_000
-MAX_VERSIONS = 1_000  # of a campaign, told one by one
-EARLIER = "earlier"
+MAX_TOLD = 1_000  # versions of a campaign, one by one
 
 
 @dataclass(slots=True)
@@ -66,14 +66,14 @@ class CampaignTally:
     with the lowest numbers are summed as EARLIER, as what is still told of them will be: no sum over the versions
     changes by it."""
 
-    most: int = MAX_VERSIONS
+    most: int = MAX_TOLD
     control: Tally = field(default_factory=Tally)
     policies: dict[str, Tally] = field(default_factory=dict)
     _summed_to: int = -2  # the highest number that is summed; a version without a number counts as -1
 
     def of(self, version: str) -> Tally:
         """The sums that a version's outcomes go to."""
-        if _number(version) <= self._summed_to:
+        if version_order(version) <= self._summed_to:
             return self.policies[EARLIER]
         tally = self.policies.get(version)
         if tally is None:
@@ -85,12 +85,12 @@ class CampaignTally:
 
     def _sum_up(self) -> None:
         """Sum the versions with the lowest numbers, a tenth more than there are too many."""
-        told = sorted(self.policies.keys() - {EARLIER}, key=_number)
+        told = sorted(self.policies.keys() - {EARLIER}, key=version_order)
         spare = len(told) - self.most + max(1, self.most // 10)
-        self._summed_to = max(self._summed_to, _number(told[spare - 1]))
+        self._summed_to = max(self._summed_to, version_order(told[spare - 1]))
         earlier = self.policies.setdefault(EARLIER, Tally())
         for version in told:
-            if _number(version) <= self._summed_to:
+            if version_order(version) <= self._summed_to:
                 earlier.join(self.policies.pop(version))
 
     def learned(self) -> Moments:
@@ -177,11 +177,6 @@ class Ledger:
         if decision.source == "control":
             return campaign.control
         return campaign.of(decision.policy_version)
-
-
-def _number(version: str) -> int:
-    number = version_number(version)
-    return -1 if number is None else number
 
 
 def _previous(before: _Seen, now: Outcome) -> Outcome:

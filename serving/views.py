@@ -16,7 +16,7 @@ import msgspec
 import numpy as np
 
 from optimizer.errors import StoreError
-from optimizer.ids import campaign_hash, variant_id
+from optimizer.ids import campaign_hash, variant_id, version_order
 from optimizer.maths.selection import Bools, Floats
 from optimizer.stream.guarded import UNREADABLE
 from optimizer.stream.log import EventLog, LogReader, Record, whole
@@ -322,9 +322,14 @@ class Views:
             return [self._campaigns[at] for at in sorted(self._campaigns) if at[0] == tenant]
 
     def policies(self) -> list[PolicyRecord]:
-        """Every version with its newest record, in log order."""
+        """The versions that are held (`PolicyStages`) with their newest records, in log order."""
         with self.lock:
             return list(self._policies.values())
+
+    def first_policy(self) -> PolicyRecord | None:
+        """Number 0, the reference, where its record is there."""
+        with self.lock:
+            return next((one for one in self._policies.values() if version_order(one.version) == 0), None)
 
     def policy(self, version: str) -> PolicyRecord | None:
         with self.lock:

@@ -4,7 +4,7 @@ caller moves."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +70,8 @@ class AdloopAgent(Loop):
         progress: Callable[[str, int, int], None] = lambda stage, done, of: None,
     ) -> None:
         learning = open_learning(folder, model, progress)
+        # A world judges texts by rules of its own, whatever language its campaigns name.
+        learning = replace(learning, base=replace(learning.base, language=None))
         gate = Gate()
         super().__init__(campaigns, folder, seed, load_critic=learning.load_critic, gate=gate.check, epsilon=epsilon)
         config = learner or LearnerConfig(critic=CriticConfig(seed=seed))

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from optimizer.errors import AdloopError
-from optimizer.ids import version_number
+from optimizer.ids import version_order
 from simulators.ad_client import AdClient, Json
 from simulators.results import KLPoint
 
@@ -21,7 +21,8 @@ class NothingLearns(AdloopError):
 
 @dataclass
 class Monitor:
-    """What the server says of itself, read every `POLL_S` seconds. `learned`: outcomes that the live version knew."""
+    """What the server says of itself, read every `POLL_S` seconds. `versions`: how many have been published;
+    `learned`: outcomes that the live version knew."""
 
     client: AdClient
     version: str = ""
@@ -38,8 +39,7 @@ class Monitor:
         if live is None:
             return
         evidence: Json = live.get("evidence", {})
-        numbers = (version_number(policy["version"]) for policy in policies)
-        self.versions = 1 + max((number for number in numbers if number is not None), default=-1)
+        self.versions = 1 + max(version_order(policy["version"]) for policy in policies)
         self.learned = int(evidence.get("outcomes") or 0)
         self.kl = float(evidence.get("kl") or 0.0)
         self.kl_budget = float(evidence.get("kl_budget") or 0.0)

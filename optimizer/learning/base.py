@@ -37,6 +37,7 @@ from optimizer.learning.recipe import (
 )
 from optimizer.learning.tokenizer import TextCodec, quiet_transformers
 from optimizer.store import PolicyStore
+from optimizer.types import Campaign
 
 WHOLE_PARAMETERS = 20_000_000
 DEVICE = re.compile(r"auto|cpu|cuda(?::([0-9]+))?")
@@ -51,9 +52,9 @@ class BaseModel:
     digest: str
     language: str | None = None
 
-    def writes(self, language: str) -> bool:
-        """Whether texts in the language of this tag may be expected of it."""
-        return self.language is None or language.lower().split("-")[0] == self.language
+    def writes(self, campaign: Campaign) -> bool:
+        """Whether texts in the campaign's language may be expected of it."""
+        return self.language is None or campaign.primary_language == self.language
 
 
 def device() -> torch.device:

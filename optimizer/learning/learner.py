@@ -382,8 +382,8 @@ class Learner:
 
 def _lock(data: Path) -> IO[bytes]:
     """Keep every other learner out of a data folder: two would learn the same outcomes twice. Raises ConfigError."""
-    taken = "another learner is using it; stop that one (serve --all has one too), or give this one its own --data"
-    return lock_alone(data / LOCK_FILE, f"data {data}", taken)
+    taken = "another learner is using it; stop that one (serve --all has one too): a log has one learner"
+    return lock_alone(data / LOCK_FILE, f"data {data}", taken, "--data")
 
 
 def _sample_facts(vitals: Vitals | None) -> dict[str, Scalar | None]:

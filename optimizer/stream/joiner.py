@@ -355,5 +355,5 @@ def _sources(partitions: Iterable[int]) -> list[TopicPartition]:
 
 def _lock(folder: Path) -> IO[bytes]:
     """Keep every other joiner out of a state folder. Raises ConfigError."""
-    fix = "another joiner is using it; stop that one, or give this one its own --state"
-    return lock_alone(folder / "lock", f"state {folder}", fix)
+    taken = "another joiner is using it; stop that one, or give this one its own --state"
+    return lock_alone(folder / "lock", f"state {folder}", taken, "--state")

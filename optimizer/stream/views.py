@@ -8,7 +8,7 @@ from typing import Generic, TypeVar
 
 import msgspec
 
-from optimizer.ids import version_number
+from optimizer.ids import version_order
 from optimizer.stream.guarded import GuardedDecode
 from optimizer.stream.log import EventLog, Record, whole
 from optimizer.types import Campaign, PolicyRecord
@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 POLL_RECORDS = 1000
-VERSIONS_KEPT = 1000  # many times as many as the store has files of, and with its evidence each takes some 5 KB
+VERSIONS_KEPT = 1000  # many times as many as the store has files of
 
 
 class Table(Generic[T]):
@@ -85,8 +85,9 @@ class PolicyStages:
     stage, by an operator alone; so does one that is older than a version that has been live. `newest` is the highest
     number of those, -1 before the first.
 
-    It holds the `kept` newest, and whatever its age the live one, the first (number 0) and those that were rolled back:
-    their texts may still lie in a pool. The others are forgotten; the store has long removed their files."""
+    It holds the `kept` newest (up to a tenth more), and whatever its age the live one, the first (number 0) and those
+    that were rolled back: their texts may still lie in a pool. The others are forgotten: the store has long removed
+    their files. Of a forgotten version only its number is still held against a record that would make it live."""
 
     def __init__(self, kept: int = VERSIONS_KEPT) -> None:
         self.rows: dict[str, PolicyRecord] = {}
@@ -101,7 +102,7 @@ class PolicyStages:
             self.rows.pop(record.version, None)
             self.rows[record.version] = record
             if record.stage in ("live", "rolled_back"):
-                self.newest = max(self.newest, _number(record.version))
+                self.newest = max(self.newest, version_order(record.version))
             if len(self.rows) >= self._tidy_at:
                 self._forget()
         return why
@@ -111,7 +112,7 @@ class PolicyStages:
         passing = [
             version
             for version, record in self.rows.items()
-            if record.stage != "rolled_back" and record is not live and version_number(version) != 0
+            if record.stage != "rolled_back" and record is not live and version_order(version) != 0
         ]
         for version in passing[: -self._kept]:
             del self.rows[version]
@@ -132,11 +133,13 @@ class PolicyStages:
             return None
         before, live, got = self.rows.get(record.version), self.live(), f"{record.version}: got stage {record.stage}"
         advice = f"ignored; POST /v1/policies/{record.version}/promote makes it live on purpose"
+        if before is None:
+            advice = "ignored"  # a promotion would find no such version
         if before is not None and before.stage in ("live", "rolled_back"):
             if record.stage == "live" and live is not None and live.version == record.version:
                 return None
             return f"policies: {got} after {before.stage}, expected an operator's record; {advice}"
-        if record.stage == "live" and -1 < _number(record.version) < self.newest:
+        if record.stage == "live" and -1 < version_order(record.version) < self.newest:
             return f"policies: {got}, expected a version after number {self.newest}, which was live; {advice}"
         return None
 
@@ -163,9 +166,3 @@ def policy_table(log: EventLog, guarded: GuardedDecode | None = None) -> PolicyT
 def live_policy(policies: PolicyTable) -> PolicyRecord | None:
     """The version whose `live` record stands last in the log; None before the first."""
     return policies.stages.live()
-
-
-def _number(version: str) -> int:
-    """The version's number; -1 where it has none."""
-    number = version_number(version)
-    return -1 if number is None else number

@@ -209,6 +209,17 @@ def test_no_pools_in_time_is_an_error() -> None:
         asyncio.run(Monitor(Empty("http://127.0.0.1:1")).until_pools(0.05, lambda: None))
 
 
+def test_versions_are_counted_also_where_the_server_has_forgotten_old_ones() -> None:
+    class Forgetful(AdClient):
+        async def policies(self) -> list[Json]:
+            names = ("000000-aaaaaaaaaaaa", "001500-bbbbbbbbbbbb", "001501-cccccccccccc")
+            return [{"version": name, "evidence": {}, "serving": name == names[1]} for name in names]
+
+    monitor = Monitor(Forgetful("http://127.0.0.1:1"))
+    asyncio.run(monitor.poll(0))
+    assert (monitor.version, monitor.versions) == ("001500-bbbbbbbbbbbb", 1502)
+
+
 DEMO = """
 import sys
 from simulators import demo, server

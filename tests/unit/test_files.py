@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import stat
 import threading
@@ -10,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from optimizer.files import sync_folder, unused_beside, write_new, write_whole
+from optimizer.errors import ConfigError
+from optimizer.files import lock_alone, sync_folder, unused_beside, write_new, write_whole
 
 OLD, NEW = b"old" * 1000, b"new" * 2000
 
@@ -150,3 +152,27 @@ def test_a_folder_that_is_not_there_is_told(tmp_path: Path) -> None:
         write_whole(tmp_path / "away" / "file", NEW)
     with pytest.raises(FileNotFoundError):
         sync_folder(tmp_path / "away")
+
+
+def test_a_lock_keeps_others_out_until_it_is_closed(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "lock"
+    with lock_alone(path, "data d", "somebody has it", "--data"):
+        for _ in range(2):
+            with pytest.raises(ConfigError, match=r"^data d: somebody has it$"):
+                lock_alone(path, "data d", "somebody has it", "--data")
+    lock_alone(path, "data d", "somebody has it", "--data").close()
+
+
+def test_a_folder_that_cannot_be_locked_is_told_with_the_option(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match=r"^data d: the folder can't be used \(.*\); choose another --data$"):
+        lock_alone(tmp_path / "file" / "lock", "data d", "somebody has it", "--data")
+
+    def none(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", none)
+    with pytest.raises(ConfigError, match=r"^data d: files can't be locked there .*; take another disk's --data$"):
+        lock_alone(tmp_path / "lock", "data d", "somebody has it", "--data")

@@ -303,6 +303,25 @@ def test_what_is_done_already_is_done_and_writes_nothing(lineage: Rig) -> None:
     assert lineage.records("policies") == before
 
 
+def test_rollback_ends_at_the_first_version_where_those_between_are_forgotten(rig: Rig) -> None:
+    stages = rig.views._stages
+    stages._kept, stages._tidy_at = 5, 6
+    names = [f"{number:06d}-aaaaaaaaaaaa" for number in range(20)]
+    for parent, name in zip([None, *names], names, strict=False):
+        rig.append("policies", name, make_policy(name, parent=parent))
+    operator = rig.parts.operator
+    operator._damage = lambda version: None if version == names[0] else "pruned"
+    assert names[5] not in versions(rig)
+    with pytest.raises(Problem) as refusal:
+        operator.promote(names[5])
+    assert refusal.value.status == 404
+    assert operator.rollback(names[19]).version == names[0]
+    assert versions(rig)[names[0]] == ("live", True)
+    with pytest.raises(Problem) as refusal:
+        operator.rollback(names[0])
+    assert refusal.value.status == 409
+
+
 def test_a_rolled_back_version_where_nothing_is_live_is_a_conflict(rig: Rig) -> None:
     rig.append("policies", "v0", make_policy("v0", "rolled_back"))
     with pytest.raises(Problem) as refusal:
