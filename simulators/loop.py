@@ -43,10 +43,12 @@ Reaction = tuple[str, int, float]
 
 
 class Role(Protocol):
-    """A part of the loop that does a bounded piece of work per step and says whether there was any. One that holds
-    something open has a `close`, which the loop calls at its end."""
+    """A part of the loop that does a bounded piece of work per step and says whether there was any. The loop closes it
+    at its end."""
 
     def step(self) -> bool | int: ...
+
+    def close(self) -> None: ...
 
 
 def event_id(number: int) -> str:
@@ -192,9 +194,7 @@ class Loop:
             stack.callback(self.views.close)
             stack.callback(self.joiner.close)
             for role in self._roles:
-                close = getattr(role, "close", None)
-                if close is not None:
-                    stack.callback(close)
+                stack.callback(role.close)
 
     def __enter__(self) -> Loop:
         return self

@@ -133,17 +133,10 @@ class Role:
             raise self.error
 
 
-class Plain:
-    """A role that holds nothing open."""
-
-    def step(self) -> bool:
-        return False
-
-
 def test_a_loop_closes_the_roles_that_were_attached_also_where_one_fails(tmp_path: Path) -> None:
     closed: list[str] = []
     loop = Loop({}, tmp_path, 1)
-    loop.attach(Role("first", closed, OSError("gone")), Plain(), Role("second", closed))
+    loop.attach(Role("first", closed, OSError("gone")), Role("second", closed))
     with pytest.raises(OSError, match="gone"):
         loop.close()
     assert sorted(closed) == ["first", "second"]
