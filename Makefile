@@ -55,7 +55,7 @@ kafka-stop: $(READY) ## stop it; what it holds stays in .cache/kafka
 test: $(READY) ## every test, in TEST_WORKERS=2 processes; one file: make test ARGS="tests/unit/test_joiner.py" TEST_WORKERS=0
 	@scripts/browser
 	@scripts/kafka fetch
-	@exec $(RUN)/python -m pytest -n '$(TEST_WORKERS)' --dist loadfile --no-loadscope-reorder $(ARGS)
+	@OMP_NUM_THREADS="$${OMP_NUM_THREADS:-1}" exec $(RUN)/python -m pytest -n '$(TEST_WORKERS)' --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-faults: $(READY) ## 120 SIGKILLs and 5 broker restarts over 100,000 impressions; 10,000 permutations (20 minutes)
 	@scripts/kafka fetch

@@ -52,13 +52,23 @@ def test_a_rebalance_left_behind_by_a_polls_end_is_taken_up(broker: Broker, monk
     log = KafkaLog(parse_kafka_url(url(broker, new_prefix()), {}))
     topic, partitions = log.topic_name("decisions"), log.partitions("decisions")
     group = KafkaGroup(log.config, "joiner")
+
+    def knows_of(count: int) -> bool:
+        # Asked again until it does: for a moment the broker tells of as many as before.
+        cluster = group._consumer._client.cluster
+        known = cluster.partitions_for_topic(topic) or ()
+        if len(known) < count:
+            cluster.request_update()
+            group.current()
+        return len(known) >= count
+
     try:
         assert until(lambda: group.current().partitions == frozenset(range(partitions)), 30.0)
         for more in range(partitions + 1, partitions + 6):
             with KafkaAdminClient(bootstrap_servers=broker.bootstrap) as admin:
                 admin.create_partitions({topic: more})
-            group._consumer._client.cluster.request_update()
             wanted = frozenset(range(more))
+            assert until(lambda more=more: knows_of(more), 20.0), more  # type: ignore[misc]
             assert until(lambda wanted=wanted: group.current().partitions == wanted, 20.0), more  # type: ignore[misc]
     finally:
         group.close()
