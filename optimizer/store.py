@@ -23,6 +23,7 @@ from safetensors import SafetensorError
 
 from optimizer.errors import StoreError
 from optimizer.files import sync_folder, write_new
+from optimizer.ids import version_order
 from optimizer.stream.guarded import UNREADABLE
 from optimizer.types import Scalar
 
@@ -71,7 +72,7 @@ class PolicyStore:
         names = [
             entry.name for entry in self.root.iterdir() if VERSION.fullmatch(entry.name) and not entry.is_symlink()
         ]
-        return sorted((name for name in names if (self.root / name / MANIFEST).is_file()), key=_sequence)
+        return sorted((name for name in names if (self.root / name / MANIFEST).is_file()), key=version_order)
 
     def uri(self, version: str) -> str:
         return f"policies/{version}"
@@ -104,7 +105,7 @@ class PolicyStore:
         files = {name: FileEntry(hashlib.sha256(data).hexdigest(), len(data)) for name, data in contents.items()}
         content_hash = _content_hash(base, files)
         known = self.versions()
-        sequence = max(after, _sequence(known[-1]) if known else -1) + 1
+        sequence = max(after, version_order(known[-1]) if known else -1) + 1
         version = f"{sequence:06d}-{content_hash[:12]}"
         manifest = Manifest(version, sequence, content_hash, parent, base, files, created_ts, dict(facts))
         temporary = self.root / f".{version}.{os.getpid()}"
@@ -192,7 +193,7 @@ class PolicyStore:
     def prune(self, protect: set[str]) -> None:
         """Remove all but the newest `keep` versions and the protected ones; the reference (sequence 0) stays."""
         for version in self.versions()[: -self.keep]:
-            if version not in protect and _sequence(version) != 0:
+            if version not in protect and version_order(version) != 0:
                 shutil.rmtree(self._folder(version))
 
     def _folder(self, version: str) -> Path:
@@ -221,10 +222,6 @@ class PolicyStore:
                 f"policy {manifest.version}: {name} differs from its manifest ({len(data)} bytes); it is refused"
             )
         return data
-
-
-def _sequence(version: str) -> int:
-    return int(version.split("-", 1)[0])
 
 
 def _content_hash(base: str, files: Mapping[str, FileEntry]) -> str:

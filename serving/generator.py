@@ -250,16 +250,17 @@ class Generator:
 
     def _want(self, campaign: Campaign) -> Wanted:
         # PUT refuses what the model has no room for; one that was put under another model must not stop the others.
-        written = (
-            not campaign.rules.require_approval
-            and self._base.writes(campaign)
-            and all(self._policy.fits(build_prompt(campaign, segment)) for segment in campaign.segments)
-        )
+        fits = all(self._policy.fits(build_prompt(campaign, segment)) for segment in campaign.segments)
+        written = fits and not campaign.rules.require_approval
         if not self._base.writes(campaign):
+            written = False
             logger.warning(
                 "campaign %s/%s: language %s, but the tiny model writes %s alone: it gets no texts, and shows its "
                 "controls but for pools that it has already; begin a data folder with a --model that writes it",
-                *(campaign.tenant, campaign.campaign_id, campaign.language, self._base.language),
+                campaign.tenant,
+                campaign.campaign_id,
+                campaign.language,
+                self._base.language,
             )
         places = [(campaign.tenant, campaign.campaign_id, segment) for segment in campaign.segments if written]
         return Wanted(campaign, campaign_hash(campaign), tuple(places))
